@@ -1,0 +1,189 @@
+"""What a dataset holds: `python -m data.describe DATASET [--verify]`.
+
+Prints totals, the histogram of lengths, the share of unknown tokens and some decoded sequences; with `--verify` it
+reads everything and checks it: checksums, pointers, the frame of every sequence, ids, counts.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data.indexed import Dataset, Shard
+from data.manifest import Manifest, ShardEntry, checksum
+from data.tokenizer import has_tokenizer, load_tokenizer
+from launch.args import flag, parse, positional
+from launch.errors import DataError, run
+
+BINS = (0, 16, 32, 64, 128, 256, 512, 1 << 31)
+PIECE = 1 << 22
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What is described."""
+
+    data: Path = positional("dataset folder, or prefix of a bare Megatron pair", "DATASET")
+    samples: int = flag(3, "decoded sequences to show")
+    verify: bool = flag(False, "read and check everything")
+
+
+def all_lengths(dataset: Dataset) -> np.ndarray:
+    """Tokens of every sequence: int32 [sequences]."""
+    return np.concatenate([shard.lengths for shard in dataset.shards])
+
+
+def histogram(lengths: np.ndarray) -> list[str]:
+    """One line for each bin of lengths, with a bar."""
+    counts, _ = np.histogram(lengths, BINS)
+    rows = []
+    for low, high, count in zip(BINS, BINS[1:], counts, strict=False):
+        label = f"{low:4d} .. {high - 1:4d}" if high < 1 << 31 else f"{low:4d} and up"
+        rows.append(f"  {label}  {count:12,}  {'#' * round(40 * count / max(counts.max(), 1))}")
+    return rows
+
+
+def samples(dataset: Dataset, count: int) -> list[str]:
+    """Some sequences, evenly spaced, as text where the dataset brings its tokenizer, else as ids."""
+    folder = dataset.path / "tokenizer"
+    tokenizer: Any = load_tokenizer(str(folder)) if dataset.manifest and has_tokenizer(folder) else None
+    rows = []
+    for number in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(np.int64):
+        ids = dataset.gather(np.asarray([number]))[0]
+        text = tokenizer.decode(ids) if tokenizer else " ".join(map(str, ids))
+        rows.append(f"  [{number}] {text if len(text) < 400 else text[:400] + ' ...'}")
+    return rows
+
+
+def describe(dataset: Dataset, count: int) -> str:
+    """The whole description."""
+    lengths = all_lengths(dataset)
+    lines = [
+        f"{dataset.path}: {len(dataset):,} sequences, {dataset.tokens:,} tokens, {len(dataset.shards)} shard(s), "
+        f"{dataset.shards[0].dtype.name}",
+        f"tokens per sequence: mean {lengths.mean():.1f}, median {np.median(lengths):.0f}, "
+        f"shortest {lengths.min()}, longest {lengths.max()}",
+        *histogram(lengths),
+    ]
+    vocabulary, manifest = dataset.vocabulary, dataset.manifest
+    if vocabulary and manifest:
+        did = manifest.cleaning
+        lines.append(f"vocabulary: {vocabulary.size:,} entries, tokenizer {vocabulary.tokenizer_hash[:16]}")
+        lines.append(
+            f"cleaned from {did.lines:,} lines: {did.dropped_too_short:,} too short, {did.dropped_unknown:,} mostly "
+            f"unknown, {did.lines_split:,} split into {did.pieces_of_split_lines:,}, "
+            f"{did.lines_with_invalid_utf8:,} with invalid UTF-8"
+        )
+    if dataset.counts_path.exists():
+        counts = dataset.counts()
+        unknown = f", unknown {counts[vocabulary.unk_id] / counts.sum():.4%}" if vocabulary else ""
+        lines.append(f"token ids that occur: {np.count_nonzero(counts):,} of {counts.size:,}{unknown}")
+    if count:
+        lines += ["samples:", *samples(dataset, count)]
+    return "\n".join(lines)
+
+
+def verify(dataset: Dataset) -> list[str]:
+    """Read everything. Returns the faults found, each with file, expected and found; none for a sound dataset."""
+    faults: list[str] = []
+    counts = np.zeros(0, np.int64)
+    with tqdm(total=dataset.tokens, unit="token", unit_scale=True, desc="verify", disable=None) as bar:
+        for shard in dataset.shards:
+            faults += _index_faults(shard)
+            seen = _count_and_check(shard, dataset, faults, bar)
+            size = max(counts.size, seen.size)
+            counts = np.pad(counts, (0, size - counts.size)) + np.pad(seen, (0, size - seen.size))
+    if dataset.manifest:
+        faults += _checksum_faults(dataset.path, dataset.manifest)
+    return faults + _counts_faults(dataset, counts)
+
+
+def _index_faults(shard: Shard) -> list[str]:
+    """Lengths, pointers and document ends must follow from each other."""
+    faults = []
+    lengths = shard.lengths.astype(np.int64)
+    expected = (np.cumsum(lengths) - lengths) * shard.dtype.itemsize
+    if (lengths <= 0).any():
+        faults.append(f"{shard.prefix}.idx: sequence {int(np.argmax(lengths <= 0))} has length {lengths.min()}")
+    wrong = np.flatnonzero(shard.pointers != expected)
+    if wrong.size:
+        i = wrong[0]
+        faults.append(f"{shard.prefix}.idx: pointer {i} is {shard.pointers[i]}, expected {expected[i]}")
+    if (np.diff(shard.document_ends) < 0).any():
+        faults.append(f"{shard.prefix}.idx: document ends are not ascending")
+    return faults
+
+
+def _count_and_check(shard: Shard, dataset: Dataset, faults: list[str], bar: tqdm) -> np.ndarray:
+    """Count a shard's ids; note ids outside the vocabulary, and sequences without [CLS] ... [SEP] or too long."""
+    vocabulary, counts = dataset.vocabulary, np.zeros(0, np.int64)
+    for start in range(0, shard.ids.size, PIECE):
+        piece = shard.ids[start : start + PIECE]
+        if piece.min() < 0:
+            faults.append(f"{shard.prefix}.bin: negative token id {piece.min()}")
+            return counts
+        seen = np.bincount(piece)
+        size = max(counts.size, seen.size)
+        counts = np.pad(counts, (0, size - counts.size)) + np.pad(seen, (0, size - seen.size))
+        bar.update(piece.size)
+    if not vocabulary:
+        return counts
+    if counts.size > vocabulary.size:
+        faults.append(f"{shard.prefix}.bin: token id {counts.size - 1}, outside the vocabulary of {vocabulary.size:,}")
+    first = shard.pointers // shard.dtype.itemsize
+    last = first + shard.lengths - 1
+    inside = (first >= 0) & (last < shard.ids.size) & (shard.lengths > 0)
+    framed = inside.copy()
+    framed[inside] = (shard.ids[first[inside]] == vocabulary.cls_id) & (shard.ids[last[inside]] == vocabulary.sep_id)
+    if not framed.all():
+        faults.append(f"{shard.prefix}: sequence {int(np.argmin(framed))} is not [CLS] ... [SEP]")
+    return counts
+
+
+def _checksum_faults(folder: Path, manifest: Manifest) -> list[str]:
+    """Compare every file with its checksum."""
+    expected = {name: entry.xxh3 for name, entry in manifest.files.items()}
+    for entry in manifest.shards:
+        expected |= _shard_checksums(entry)
+    faults = []
+    for name, checksum_expected in expected.items():
+        path = folder / name
+        found = checksum(path) if path.is_file() else "missing"
+        if found != checksum_expected:
+            faults.append(f"{path}: checksum {found}, expected {checksum_expected}")
+    return faults
+
+
+def _shard_checksums(entry: ShardEntry) -> dict[str, str]:
+    return {f"{entry.name}.bin": entry.bin_xxh3, f"{entry.name}.idx": entry.idx_xxh3}
+
+
+def _counts_faults(dataset: Dataset, counts: np.ndarray) -> list[str]:
+    """`counts.npy` must say what was just counted."""
+    if not dataset.counts_path.exists():
+        return []
+    try:
+        recorded = dataset.counts()
+    except DataError as error:
+        return [str(error)]
+    size = max(recorded.size, counts.size)
+    wrong = np.flatnonzero(np.pad(recorded, (0, size - recorded.size)) != np.pad(counts, (0, size - counts.size)))
+    return [f"{dataset.counts_path}: count of token id {wrong[0]} is wrong"] if wrong.size else []
+
+
+def main() -> None:
+    """Command line."""
+    (arguments,) = parse("What a dataset holds.", Arguments, prog="data.describe")
+    dataset = Dataset.open(arguments.data)
+    print(describe(dataset, arguments.samples))
+    if arguments.verify:
+        faults = verify(dataset)
+        if faults:
+            raise DataError(f"{dataset.path}: {len(faults)} fault(s):\n" + "\n".join(faults))
+        print("verified: checksums, pointers, frames, ids and counts are right")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,31 @@
+"""Counter-based random numbers: a number is a pure function of a key and a counter, so no generator state exists.
+
+The mixer is the finaliser of SplitMix64 (Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number
+generators").
+"""
+
+import numpy as np
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mix(x: np.ndarray, key: np.ndarray | np.uint64) -> np.ndarray:
+    """uint64 of uniform bits for every element of `x` under `key`; a bijection of uint64 for a fixed key."""
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
+        x = np.asarray(x, np.uint64) * _GOLDEN + key
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def key(*parts: int) -> np.uint64:
+    """One key from several numbers, their order included: key(1, 2) != key(2, 1)."""
+    state = np.zeros(1, np.uint64)
+    for part in parts:
+        state = mix(np.asarray([part % (1 << 64)], np.uint64), mix(state, np.uint64(1)))
+    return state[0]
+
+
+def uniform(bits: np.ndarray) -> np.ndarray:
+    """float64 in (0, 1), 53 random bits each, from uint64 of uniform bits; never 0 or 1, so its logarithm is finite."""
+    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53

@@ -1,0 +1,74 @@
+"""Counts of token ids for a dataset that has none: `python -m data.token_counts DATASET`.
+
+Training draws rare tokens more often (see data.masking) and so needs to know how often each occurs. `data.binarize`
+counts in its own pass; this is for datasets made elsewhere, such as a bare Megatron pair.
+"""
+
+import dataclasses
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data.indexed import Dataset
+from data.manifest import file_entry
+from launch import commit
+from launch.args import parse, positional
+from launch.errors import DataError, run
+
+PIECE = 1 << 22  # ids counted at once: bincount converts its input to int64
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What is counted."""
+
+    data: Path = positional("dataset folder, or prefix of a bare Megatron pair", "DATASET")
+
+
+def count_tokens(dataset: Dataset) -> np.ndarray:
+    """Occurrences of each token id: int64 [vocabulary, or largest id + 1 where the dataset doesn't know it].
+
+    Raises:
+        DataError: a negative id, or one outside the vocabulary.
+    """
+    size = dataset.vocabulary.size if dataset.vocabulary else 0
+    counts = np.zeros(size, np.int64)
+    with tqdm(total=dataset.tokens, unit="token", unit_scale=True, desc="count", disable=None) as bar:
+        for shard in dataset.shards:
+            for start in range(0, shard.ids.size, PIECE):
+                piece = shard.ids[start : start + PIECE]
+                if piece.min() < 0:
+                    raise DataError(f"{shard.prefix}.bin: holds the negative token id {piece.min()}")
+                seen = np.bincount(piece, minlength=counts.size)
+                counts = np.pad(counts, (0, seen.size - counts.size)) + seen
+                bar.update(piece.size)
+    if size and counts.size > size:
+        raise DataError(f"{dataset.path}: holds token id {counts.size - 1}, outside the vocabulary of {size:,}")
+    return counts
+
+
+def write_counts(dataset: Dataset) -> np.ndarray:
+    """Count, and store the counts with the dataset."""
+    counts = count_tokens(dataset)
+    buffer = io.BytesIO()
+    np.save(buffer, counts)
+    commit.write_bytes(dataset.counts_path, buffer.getvalue())
+    if dataset.manifest:
+        files = dict(sorted({**dataset.manifest.files, "counts.npy": file_entry(dataset.counts_path)}.items()))
+        dataclasses.replace(dataset.manifest, files=files).write(dataset.path)
+    return counts
+
+
+def main() -> None:
+    """Command line."""
+    (arguments,) = parse("Count the token ids of a dataset.", Arguments, prog="data.token_counts")
+    dataset = Dataset.open(arguments.data)
+    counts = write_counts(dataset)
+    print(f"{dataset.counts_path}: {counts.sum():,} tokens, {np.count_nonzero(counts):,} of {counts.size:,} ids occur")
+
+
+if __name__ == "__main__":
+    run(main)

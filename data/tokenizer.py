@@ -1,0 +1,122 @@
+"""Text -> ids, by the reference tokenizer (the `tokenizers` library), and what a dataset must know of its vocabulary."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers import AutoTokenizer, BertTokenizer
+
+from launch import hub
+from launch.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The numbers of a tokenizer that outlive it: stored in every dataset's manifest."""
+
+    size: int
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    pad_id: int
+    unk_id: int
+    special_ids: tuple[int, ...]
+    tokenizer_hash: str
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Storage type of ids, by Megatron's rule: uint16 below 65,500 entries, else int32."""
+        return np.dtype(np.uint16) if self.size < 65_500 else np.dtype(np.int32)
+
+
+class DilBertTokenizer(BertTokenizer):
+    """BERT's tokenizer. `from_pretrained` knows the published models' first names; what `save_pretrained` writes
+    loads anywhere as `BertTokenizer`."""
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *args: Any, **options: Any) -> "DilBertTokenizer":
+        """Load from a folder or the hub, as `transformers` does."""
+        return super().from_pretrained(hub.resolve(str(name)), *args, **options)
+
+    def save_pretrained(self, folder: str | Path, *args: Any, **options: Any) -> tuple[str, ...]:
+        """Write the tokenizer's files under the class name that stock `transformers` knows."""
+        files = super().save_pretrained(folder, *args, **options)
+        path = Path(folder) / "tokenizer_config.json"
+        config = json.loads(path.read_text())
+        config["tokenizer_class"] = "BertTokenizer"
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        return files
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a model or dataset folder brings a tokenizer of its own."""
+    return (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists()
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
+    """The tokenizer of a model, by folder or hub name, without truncation or padding.
+
+    Raises:
+        ConfigError: nothing by that name, or a folder without a tokenizer.
+        DataError: its files can't be read, or it lacks a special token that the training stream needs.
+    """
+    folder = hub.fetch(name, hub.TOKENIZER_FILES)
+    if not any((folder / file).exists() for file in hub.TOKENIZER_FILES if file != "config.json"):
+        raise ConfigError(f"tokenizer '{name}': the folder has neither tokenizer.json nor vocab.txt")
+    try:
+        # A folder with nothing but vocab.txt is BERT's; AutoTokenizer would need a config.json to know it.
+        alone = not (folder / "tokenizer.json").exists() and not (folder / "config.json").exists()
+        tokenizer = (BertTokenizer if alone else AutoTokenizer).from_pretrained(folder)
+    except Exception as error:  # the library raises bare Exception for a damaged file
+        raise DataError(f"tokenizer '{name}': can't be read: {error}") from error
+    if not tokenizer.is_fast:
+        raise DataError(f"tokenizer '{name}': has no tokenizer.json, and none could be made from its files")
+    for token in ("cls_token", "sep_token", "mask_token", "pad_token", "unk_token"):
+        if getattr(tokenizer, f"{token}_id") is None:
+            raise DataError(f"tokenizer '{name}': has no {token}")
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def vocabulary_of(tokenizer: "PreTrainedTokenizerFast") -> Vocabulary:
+    """What the data stream and the models must agree on."""
+    return Vocabulary(
+        size=len(tokenizer),
+        cls_id=tokenizer.cls_token_id,
+        sep_id=tokenizer.sep_token_id,
+        mask_id=tokenizer.mask_token_id,
+        pad_id=tokenizer.pad_token_id,
+        unk_id=tokenizer.unk_token_id,
+        special_ids=tuple(sorted(tokenizer.all_special_ids)),
+        tokenizer_hash=tokenizer_hash(tokenizer),
+    )
+
+
+def tokenizer_hash(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """SHA-256 of all that decides the ids of a text; not of the decoder, truncation or padding, which don't."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    parts = {key: state[key] for key in ("normalizer", "pre_tokenizer", "model")}
+    parts["added_tokens"] = sorted((token["id"], token["content"]) for token in state["added_tokens"])
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def encode_lines(tokenizer: "PreTrainedTokenizerFast", lines: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of many lines, without special tokens around them.
+
+    Returns:
+        ids: int64 [sum of lengths], the lines' ids one after another.
+        lengths: int64 [lines].
+    """
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(lines), add_special_tokens=False)
+    per_line = [encoding.ids for encoding in encodings]
+    lengths = np.fromiter(map(len, per_line), np.int64, len(per_line))
+    ids = np.fromiter((token for line in per_line for token in line), np.int64, int(lengths.sum()))
+    return ids, lengths

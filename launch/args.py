@@ -1,0 +1,153 @@
+"""Command-line flags from frozen dataclasses: a field is a flag, the class's docstring heads its group in `--help`.
+
+    @dataclass(frozen=True)
+    class Cadence:
+        "How often things happen."
+        log_interval: int = flag(10, "steps between two log lines")
+
+    (cadence,) = parse("What this program does.", Cadence)
+
+`--log-interval` and `--log_interval` are the same flag; a boolean field has both forms, `--x` and `--no-x`; a field
+without default is required. Values are checked where the dataclass is constructed (`require`).
+"""
+
+import argparse
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from launch.errors import ConfigError, did_you_mean
+
+REQUIRED = dataclasses.MISSING
+
+
+def flag(default: Any = REQUIRED, help: str = "", metavar: str | None = None) -> Any:
+    """A dataclass field with its default (none: the flag is required) and the sentence that `--help` shows."""
+    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar})
+
+
+def positional(help: str, metavar: str) -> Any:
+    """A dataclass field that is given without a flag's name before it."""
+    return dataclasses.field(metadata={"help": help, "metavar": metavar, "positional": True})
+
+
+def require(condition: bool, name: str, value: object, rule: str) -> None:
+    """Raise ConfigError unless `condition`: the flag of field `name` has `value`, but `rule` says what it must be."""
+    if not condition:
+        raise ConfigError(f"{option(name)} {value}: {rule}")
+
+
+def option(name: str) -> str:
+    """The flag of a field: `max_steps` -> `--max-steps`."""
+    return "--" + name.replace("_", "-")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises ConfigError, and knows its options' names for "did you mean"."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}\n{self.format_usage().strip()}\n`{self.prog} --help` explains every flag.")
+
+
+def _canonical(argv: Sequence[str]) -> list[str]:
+    """Write underscores in option names as hyphens; leave values alone."""
+    words = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        words.append(name.replace("_", "-") + equals + value if name.startswith("--") else word)
+    return words
+
+
+def _add(group: Any, field: dataclasses.Field, hint: Any) -> None:
+    """Add one field as a flag; its annotation says how the words after it are read."""
+    hint = _without_none(hint)
+    if field.metadata.get("positional"):
+        group.add_argument(field.name, help=field.metadata["help"], metavar=field.metadata["metavar"], type=hint)
+        return
+    text = field.metadata.get("help", "")
+    options: dict[str, Any] = {"dest": field.name}
+    if field.default is REQUIRED:
+        options["required"] = True
+    else:
+        options["default"] = field.default
+        if field.default is not None:
+            text += f" (default: {_show(field.default)})"
+    if hint is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    elif typing.get_origin(hint) is tuple:
+        options["nargs"] = "+"
+        options["type"] = typing.get_args(hint)[0]
+    elif typing.get_origin(hint) is typing.Literal:
+        options["choices"] = typing.get_args(hint)
+    else:
+        options["type"] = hint
+    if hint is not bool:
+        options["metavar"] = field.metadata.get("metavar")
+    group.add_argument(option(field.name), help=text.replace("%", "%%"), **options)
+
+
+def _without_none(hint: Any) -> Any:
+    """`int | None` -> int; any other annotation -> itself."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        (inner,) = [part for part in typing.get_args(hint) if part is not type(None)]
+        return inner
+    return hint
+
+
+def _show(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def build(description: str, *groups: type, example: str = "", prog: str | None = None) -> argparse.ArgumentParser:
+    """The parser whose groups are the given dataclasses, in that order."""
+    parser = _Parser(
+        prog=prog,
+        description=description,
+        epilog=f"example:\n{example}" if example else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for cls in groups:
+        title = (cls.__doc__ or cls.__name__).strip().splitlines()[0].rstrip(".")
+        group = parser.add_argument_group(title)
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            _add(group, field, hints[field.name])
+    return parser
+
+
+def parse(
+    description: str, *groups: type, argv: Sequence[str] | None = None, example: str = "", prog: str | None = None
+) -> tuple[Any, ...]:
+    """Read the command line into one instance of each dataclass.
+
+    Raises:
+        ConfigError: an unknown flag (with the nearest known one), a missing one, or a value that a dataclass refuses.
+    """
+    parser = build(description, *groups, example=example, prog=prog)
+    words = _canonical(sys.argv[1:] if argv is None else argv)
+    _refuse_missing(parser, words, example)
+    values, unknown = parser.parse_known_args(words)
+    if unknown:
+        near = did_you_mean(unknown[0].partition("=")[0], parser._option_string_actions)
+        parser.error(f"unknown argument '{unknown[0]}'{near}")
+    instances = []
+    for cls in groups:
+        taken = {field.name: getattr(values, field.name) for field in dataclasses.fields(cls)}
+        instances.append(cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in taken.items()}))
+    return tuple(instances)
+
+
+def _refuse_missing(parser: argparse.ArgumentParser, words: list[str], example: str) -> None:
+    """Name every required flag that is missing, each with its meaning, and show a full example."""
+    given = {word.partition("=")[0] for word in words}
+    if given & {"-h", "--help"}:
+        return
+    missing = [a for a in parser._actions if a.required and a.option_strings and not given & set(a.option_strings)]
+    if missing:
+        lines = [f"  {a.option_strings[0]:22s} {a.help}" for a in missing]
+        tail = f"\nA full example:\n{example}" if example else ""
+        raise ConfigError("required, but missing:\n" + "\n".join(lines) + tail)

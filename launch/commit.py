@@ -1,0 +1,68 @@
+"""Files and folders that appear under their name only when complete: write beside, sync, rename."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from launch.errors import ConfigError
+
+
+def sync(path: Path) -> None:
+    """Flush a file's or a folder's content to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file by `content`: a reader sees the old file or the new one, whole, also after a power cut."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of UTF-8 text."""
+    write_bytes(path, text.encode())
+
+
+def refuse_existing(output: Path) -> None:
+    """Raise ConfigError if `output` is there already: nothing of the user's is ever overwritten."""
+    if output.exists():
+        raise ConfigError(f"--output {output}: exists already; choose another name, or remove it first")
+
+
+@contextlib.contextmanager
+def folder(output: Path) -> Iterator[Path]:
+    """Fill a folder under a temporary name; it gets its own name when the block ends well, and is removed otherwise.
+
+    What a killed process left under the temporary name is removed at the next start.
+
+    Raises:
+        ConfigError: the output exists, or can't be made.
+    """
+    refuse_existing(output)
+    partial = output.with_name(output.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"--output {output}: can't be made: {error.strerror}") from error
+    try:
+        yield partial
+        for path in sorted(partial.rglob("*")):
+            sync(path)
+        sync(partial)
+        os.rename(partial, output)
+        sync(output.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

@@ -1,0 +1,69 @@
+"""Error classes, each with its exit code, and the one place that turns an error into an exit.
+
+0 done, 2 configuration, 3 data, 4 checkpoint, 5 non-finite loss or gradient. A user's mistake never shows a traceback.
+"""
+
+import difflib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+
+
+class DilbertError(Exception):
+    """Base of the errors that a user can cause. The message says what, where (file, line, key, flag) and the cure."""
+
+    exit_code = 1
+
+
+class ConfigError(DilbertError):
+    """A flag, a DeepSpeed JSON key, or a combination of them that can't work."""
+
+    exit_code = 2
+
+
+class DataError(DilbertError):
+    """A text, tokenizer or dataset that can't be read, or is not what it claims to be."""
+
+    exit_code = 3
+
+
+class CheckpointError(DilbertError):
+    """A checkpoint or model folder that can't be written, read or verified."""
+
+    exit_code = 4
+
+
+class NonFiniteError(DilbertError):
+    """The loss or the gradient is NaN or infinite."""
+
+    exit_code = 5
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the nearest known word, or an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run an entry point; end the process with the error's exit code, and with its message on standard error.
+
+    All ranks of a job usually fail alike. A rank other than 0 holds its message back for a moment, in which the
+    launcher ends it: the user reads the error once, and still reads the error of a rank that fails alone.
+    """
+    try:
+        main()
+        sys.stdout.flush()
+    except DilbertError as error:
+        rank = int(os.environ.get("RANK", "0"))
+        if rank:
+            time.sleep(2)
+        where = f"[rank {rank}] " if rank else ""
+        print(f"{where}error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `python -m data.describe D | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,44 @@
+"""Model folders by path or by name on the Hugging Face hub."""
+
+from pathlib import Path
+
+from launch.errors import ConfigError
+
+# The first names of the published models, and where they live today.
+RENAMED = {
+    "dilbert-base-uncased": "distilbert/distilbert-base-uncased",
+    "dilbert-base-uncased-distilled-squad": "distilbert/distilbert-base-uncased-distilled-squad",
+}
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt",
+                   "special_tokens_map.json", "added_tokens.json", "sentencepiece.bpe.model", "config.json")  # fmt: skip
+
+
+def resolve(name: str) -> str:
+    """Today's hub name of a model; a folder or any other name stays as it is."""
+    return name if Path(name).is_dir() else RENAMED.get(name, name)
+
+
+def fetch(name: str, patterns: tuple[str, ...]) -> Path:
+    """The folder of a model: `name` itself if it is one, else the hub's files that match, downloaded or from the cache.
+
+    Raises:
+        ConfigError: no such folder, and the hub has no such model or can't be reached.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ConfigError(f"'{name}': no such folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    name = resolve(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"'{name}' is no folder here, and could not be fetched from the Hugging Face hub ({reason}).\n"
+            f"Offline? On a connected machine: `hf download {name} --local-dir FOLDER`, then give the folder."
+        ) from error
