@@ -1,0 +1,8 @@
+"""The networks: one encoder for teacher and student, their losses, and the border to Hugging Face.
+
+Knows nothing of files of tokens, ranks, flags or logging.
+"""
+
+from model.pretrained import DilBertForMaskedLM, DilBertModel
+
+__all__ = ["DilBertForMaskedLM", "DilBertModel"]

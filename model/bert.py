@@ -1,0 +1,163 @@
+"""The one encoder for teacher and student, on packed sequences, and its masked-language-model head.
+
+BERT as Devlin et al. (2019) describe it, with the layer norm after each residual sum. DilBERT is the same network with
+fewer layers and without token types.
+
+T tokens of all sequences of a micro-batch, D hidden size, N heads, H width of a head, V vocabulary.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import BertConfig
+from model.kernels.attention import packed_attention
+
+
+def activation(name: str, x: Tensor) -> Tensor:
+    """`gelu` (exact, by erf), `gelu_new` (by tanh) or `relu`."""
+    if name == "relu":
+        return F.relu(x)
+    return F.gelu(x, approximate="tanh" if name == "gelu_new" else "none")
+
+
+class Embeddings(nn.Module):
+    """Sum of word, position and (for BERT) token-type embeddings, normalised."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.word = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, input_ids_T: Tensor, positions_T: Tensor, token_types_T: Tensor | None = None) -> Tensor:
+        """Embedding of each token: TD. Token types, where the model has them, are 0 unless given."""
+        x_TD = self.word(input_ids_T)
+        if self.token_type is not None:
+            if token_types_T is None:
+                x_TD = x_TD + self.token_type.weight[0]
+            else:
+                x_TD = x_TD + self.token_type(token_types_T)
+        x_TD = x_TD + self.position(positions_T)
+        return self.dropout(self.norm(x_TD))
+
+
+class Layer(nn.Module):
+    """Self-attention and feed-forward network, each with a residual sum and a layer norm after it."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        D = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.attention_dropout = config.attention_dropout
+        self.hidden_act = config.hidden_act
+        self.qkv = nn.Linear(D, 3 * D)
+        self.attention_output = nn.Linear(D, D)
+        self.attention_output_dropout = nn.Dropout(config.attention_output_dropout)
+        self.attention_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
+        self.intermediate = nn.Linear(D, config.intermediate_size)
+        self.output = nn.Linear(config.intermediate_size, D)
+        self.output_dropout = nn.Dropout(config.hidden_dropout)
+        self.output_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
+
+    def forward(self, x_TD: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """TD -> TD."""
+        T, D = x_TD.shape
+        q_TNH, k_TNH, v_TNH = self.qkv(x_TD).view(T, 3, self.heads, D // self.heads).unbind(1)
+        dropout = self.attention_dropout if self.training else 0.0
+        a_TD = packed_attention(q_TNH, k_TNH, v_TNH, cu_seqlens, max_seqlen, dropout).reshape(T, D)
+        x_TD = self.attention_norm(x_TD + self.attention_output_dropout(self.attention_output(a_TD)))
+        f_TD = self.output(activation(self.hidden_act, self.intermediate(x_TD)))
+        return self.output_norm(x_TD + self.output_dropout(f_TD))
+
+
+class Encoder(nn.Module):
+    """Embeddings and layers: token ids -> hidden states."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        initialise(self, config)
+
+    def encode(
+        self,
+        input_ids_T: Tensor,
+        positions_T: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        token_types_T: Tensor | None = None,
+    ) -> Tensor:
+        """Last hidden states of packed sequences.
+
+        Args:
+            input_ids_T: integers.
+            positions_T: integers, restarting at 0 in each sequence.
+            cu_seqlens: int32 [sequences + 1], cumulative lengths, 0 first.
+            max_seqlen: the longest sequence.
+            token_types_T: integers; None: all 0. Ignored by a model without token types.
+
+        Returns:
+            TD, in the dtype of the weights.
+        """
+        x_TD = self.embeddings(input_ids_T, positions_T, token_types_T)
+        for layer in self.layers:
+            x_TD = layer(x_TD, cu_seqlens, max_seqlen)
+        return x_TD
+
+
+class MaskedLMHead(nn.Module):
+    """Transform and bias; the decoder's matrix is the word embedding's, which stays where it is."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.hidden_act = config.hidden_act
+        self.transform = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden_TD: Tensor, word_VD: Tensor) -> Tensor:
+        """Logits: TV."""
+        return F.linear(self.norm(activation(self.hidden_act, self.transform(hidden_TD))), word_VD, self.bias)
+
+
+class MaskedLM(Encoder):
+    """The encoder with its masked-language-model head."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.head = MaskedLMHead(config)
+        initialise(self.head, config)
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """Scores over the vocabulary: TV."""
+        return self.head(hidden_TD, self.embeddings.word.weight)
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, config: BertConfig) -> None:
+    """Hugging Face's initialisation: N(0, initializer_range) for matrices, 0 for biases and the padding row."""
+    for child in module.modules():
+        if isinstance(child, nn.Linear | nn.Embedding):
+            child.weight.normal_(0.0, config.initializer_range)
+        if isinstance(child, nn.Linear):
+            child.bias.zero_()
+        if isinstance(child, nn.Embedding) and child.padding_idx is not None:
+            child.weight[child.padding_idx].zero_()
+        if isinstance(child, Embeddings) and config.sinusoidal_positions:
+            child.position.weight.copy_(sinusoids(config.max_position_embeddings, config.hidden_size))
+
+
+def sinusoids(positions: int, width: int) -> Tensor:
+    """Sines in the even columns, cosines in the odd ones (Vaswani et al., 2017, section 3.5): [positions, width]."""
+    frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
+    angle = torch.arange(positions)[:, None] * frequency
+    table = torch.empty(positions, width)
+    table[:, 0::2] = angle.sin()
+    table[:, 1::2] = angle[:, : width // 2].cos()
+    return table

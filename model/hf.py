@@ -1,0 +1,181 @@
+"""The border to Hugging Face: the only table of its parameter names, and reading and writing of model folders."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from launch import hub
+from launch.errors import CheckpointError
+from model.config import BertConfig
+
+WEIGHT_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+
+# Our module -> Hugging Face's, {} the number of the layer. Three names: rows of one matrix of ours.
+_BERT = {
+    "embeddings.word": ("bert.embeddings.word_embeddings",),
+    "embeddings.position": ("bert.embeddings.position_embeddings",),
+    "embeddings.token_type": ("bert.embeddings.token_type_embeddings",),
+    "embeddings.norm": ("bert.embeddings.LayerNorm",),
+    "layers.{}.qkv": tuple(f"bert.encoder.layer.{{}}.attention.self.{name}" for name in ("query", "key", "value")),
+    "layers.{}.attention_output": ("bert.encoder.layer.{}.attention.output.dense",),
+    "layers.{}.attention_norm": ("bert.encoder.layer.{}.attention.output.LayerNorm",),
+    "layers.{}.intermediate": ("bert.encoder.layer.{}.intermediate.dense",),
+    "layers.{}.output": ("bert.encoder.layer.{}.output.dense",),
+    "layers.{}.output_norm": ("bert.encoder.layer.{}.output.LayerNorm",),
+    "head.transform": ("cls.predictions.transform.dense",),
+    "head.norm": ("cls.predictions.transform.LayerNorm",),
+    "head": ("cls.predictions",),
+}
+_DISTILBERT = {
+    "embeddings.word": ("distilbert.embeddings.word_embeddings",),
+    "embeddings.position": ("distilbert.embeddings.position_embeddings",),
+    "embeddings.norm": ("distilbert.embeddings.LayerNorm",),
+    "layers.{}.qkv": tuple(f"distilbert.transformer.layer.{{}}.attention.{name}_lin" for name in "qkv"),
+    "layers.{}.attention_output": ("distilbert.transformer.layer.{}.attention.out_lin",),
+    "layers.{}.attention_norm": ("distilbert.transformer.layer.{}.sa_layer_norm",),
+    "layers.{}.intermediate": ("distilbert.transformer.layer.{}.ffn.lin1",),
+    "layers.{}.output": ("distilbert.transformer.layer.{}.ffn.lin2",),
+    "layers.{}.output_norm": ("distilbert.transformer.layer.{}.output_layer_norm",),
+    "head.transform": ("vocab_transform",),
+    "head.norm": ("vocab_layer_norm",),
+    "head": ("vocab_projector",),
+}
+_TABLES = {"bert": _BERT, "distilbert": _DISTILBERT}
+
+# Copies of other weights. They are dropped on reading, once seen to be equal, and not written.
+_TIED = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+    "vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What loading found: parameters the file lacks, and names in the file that the model has no place for."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
+def names_of(parameter: str, model_type: str) -> tuple[str, ...]:
+    """Hugging Face's name (three for qkv) of a parameter of ours.
+
+    `layers.3.qkv.weight` of a "bert" -> `bert.encoder.layer.3.attention.self.query.weight`, `...key...`, `...value...`
+    """
+    module, _, kind = parameter.rpartition(".")
+    number = next((part for part in module.split(".") if part.isdigit()), "")
+    pattern = module.replace(f".{number}.", ".{}.") if number else module
+    return tuple(f"{name.format(number)}.{kind}" for name in _TABLES[model_type][pattern])
+
+
+def load_state(module: nn.Module, config: BertConfig, state: Mapping[str, Tensor], origin: str) -> Report:
+    """Copy a Hugging Face state dict into a module of ours, as far as both have the parameters.
+
+    Raises:
+        CheckpointError: a tensor of another shape, or a decoder that is not tied to the embeddings.
+    """
+    state = _canonical(state, config.model_type)
+    _check_tied(state, origin)
+    used, missing = set(_TIED), []
+    for name, parameter in module.named_parameters():
+        theirs = names_of(name, config.model_type)
+        used.update(theirs)
+        absent = [key for key in theirs if key not in state]
+        if absent:
+            missing += absent
+            continue
+        value = torch.cat([state[key] for key in theirs])
+        if value.shape != parameter.shape:
+            shapes = f"{tuple(value.shape)}, the model's config says {tuple(parameter.shape)}"
+            raise CheckpointError(f"{origin}: {theirs[0]} has shape {shapes}")
+        with torch.no_grad():
+            parameter.copy_(value)
+    return Report(tuple(missing), tuple(sorted(set(state) - used)))
+
+
+def dump_state(module: nn.Module, config: BertConfig) -> dict[str, Tensor]:
+    """The module's parameters under Hugging Face's names: contiguous tensors in fp32, on the CPU, nothing twice."""
+    state: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        theirs = names_of(name, config.model_type)
+        pieces = parameter.detach().float().cpu().chunk(len(theirs))
+        state.update((key, piece.clone().contiguous()) for key, piece in zip(theirs, pieces, strict=True))
+    return state
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """All weights of a model folder, by Hugging Face's names; safetensors first, `.bin` with `weights_only`.
+
+    Raises:
+        CheckpointError: no weights, or a file that is damaged, or a pickle that holds more than weights.
+    """
+    name = next((name for name in WEIGHT_FILES if (folder / name).exists()), None)
+    if name is None:
+        raise CheckpointError(f"{folder}: no weights ({WEIGHT_FILES[1]} or {WEIGHT_FILES[3]})")
+    try:
+        files = [name]
+        if name.endswith(".index.json"):
+            files = sorted(set(json.loads((folder / name).read_text())["weight_map"].values()))
+        state: dict[str, Tensor] = {}
+        for file in files:
+            state |= _read_file(folder / file)
+        return state
+    except Exception as error:  # safetensors, torch and json each raise their own
+        raise CheckpointError(f"{folder / name}: can't be read as weights: {error}") from error
+
+
+def write_folder(folder: Path, module: nn.Module, config: BertConfig) -> None:
+    """`model.safetensors` and `config.json`, as stock `transformers` reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config.write(folder)
+    safetensors.torch.save_file(dump_state(module, config), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a model folder holds weights, or only a `config.json`."""
+    return any((folder / name).exists() for name in WEIGHT_FILES)
+
+
+def fetch(name: str) -> Path:
+    """The folder of a model, by path or hub name; `.bin` files are only fetched where there is no safetensors."""
+    folder = hub.fetch(
+        name, ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
+    )
+    if has_weights(folder) or Path(name).is_dir():
+        return folder
+    return hub.fetch(name, ("config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"))
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _canonical(state: Mapping[str, Tensor], model_type: str) -> dict[str, Tensor]:
+    """Today's names: old layer norms (gamma, beta), encoders saved without prefix, buffers left out."""
+    prefixed = any(name.startswith((f"{model_type}.", "cls.", "vocab_")) for name in state)
+    renamed = {}
+    for name, value in state.items():
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        if not name.endswith("position_ids"):
+            renamed[name if prefixed else f"{model_type}.{name}"] = value
+    return renamed
+
+
+def _check_tied(state: Mapping[str, Tensor], origin: str) -> None:
+    for copy, original in _TIED.items():
+        if copy in state and original in state and not torch.equal(state[copy], state[original]):
+            raise CheckpointError(f"{origin}: {copy} differs from {original}; only tied embeddings are supported")

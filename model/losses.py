@@ -1,0 +1,94 @@
+"""The three losses of distillation, and their weighted sum (Sanh et al., 2019, "DistilBERT").
+
+Pure functions that return sums, in fp32; the means are taken with the *global* counts of a step, so that the result
+does not depend on how the step was cut into micro-batches.
+
+R rows, V vocabulary, D hidden size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from launch.args import flag, require
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The objective (weights of the losses are 0 to leave one out)."""
+
+    alpha_ce: float = flag(5.0, "weight of the soft-target loss: KL divergence to the teacher's distribution")
+    alpha_mlm: float = flag(2.0, "weight of the masked-language-modelling cross-entropy")
+    alpha_cos: float = flag(1.0, "weight of the cosine distance between last hidden states")
+    alpha_mse: float = flag(0.0, "weight of the squared difference between logits")
+    temperature: float = flag(2.0, "temperature of the soft targets")
+    restrict_ce_to_mask: bool = flag(False, "soft targets (and squared differences) on masked tokens only")
+
+    def __post_init__(self) -> None:
+        for name in ("alpha_ce", "alpha_mlm", "alpha_cos", "alpha_mse"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
+        require(self.temperature > 0, "temperature", self.temperature, "must be positive")
+        total = self.alpha_ce + self.alpha_mlm + self.alpha_cos + self.alpha_mse
+        require(total > 0, "alpha_ce", self.alpha_ce, "all four weights are 0: nothing would be learnt")
+
+    def without_teacher(self) -> "Objective":
+        """Plain masked language modelling: the cross-entropy as it is, with weight 1."""
+        return Objective(alpha_ce=0.0, alpha_mlm=1.0, alpha_cos=0.0, alpha_mse=0.0)
+
+
+def soft_target_kl(student_RV: Tensor, teacher_RV: Tensor, temperature: float) -> Tensor:
+    """T^2 * sum over rows of KL(softmax(t / T) || softmax(s / T)), summed over the vocabulary (Hinton et al., 2015).
+
+    Args:
+        student_RV, teacher_RV: logits of any floating dtype; computed in fp32.
+
+    Returns:
+        scalar, fp32, in nats.
+    """
+    log_s_RV = F.log_softmax(student_RV.float() / temperature, -1)
+    log_t_RV = F.log_softmax(teacher_RV.float() / temperature, -1)
+    return F.kl_div(log_s_RV, log_t_RV, reduction="sum", log_target=True) * temperature**2
+
+
+def mlm_cross_entropy(logits_RV: Tensor, labels_R: Tensor) -> Tensor:
+    """Sum over rows of -log softmax(logits)[label]: scalar, fp32, in nats."""
+    return F.cross_entropy(logits_RV.float(), labels_R, reduction="sum")
+
+
+def hidden_cosine(student_RD: Tensor, teacher_RD: Tensor) -> Tensor:
+    """Sum over rows of 1 - cos(student, teacher): scalar, fp32."""
+    return (1.0 - F.cosine_similarity(student_RD.float(), teacher_RD.float(), dim=-1)).sum()
+
+
+def logit_mse(student_RV: Tensor, teacher_RV: Tensor) -> Tensor:
+    """Sum over rows and vocabulary of the squared difference of logits: scalar, fp32."""
+    return F.mse_loss(student_RV.float(), teacher_RV.float(), reduction="sum")
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Unweighted sums of one micro-batch: fp32 scalars; a loss that the objective leaves out is 0."""
+
+    ce: Tensor
+    mlm: Tensor
+    cos: Tensor
+    mse: Tensor
+
+    def means(self, objective: Objective, tokens: int, masked: int) -> Tensor:
+        """This micro-batch's share of the step's mean losses: fp32 [4], in the order ce, mlm, cos, mse.
+
+        Args:
+            tokens: real tokens of the whole step.
+            masked: masked tokens of the whole step.
+        """
+        rows = masked if objective.restrict_ce_to_mask else tokens
+        return torch.stack([self.ce / rows, self.mlm / masked, self.cos / tokens, self.mse / rows])
+
+
+def weighted(means: Tensor, objective: Objective) -> Tensor:
+    """alpha_ce * ce + alpha_mlm * mlm + alpha_cos * cos + alpha_mse * mse: scalar."""
+    # A loss left out is left out of the sum, too: 0 x inf is not 0.
+    alphas = (objective.alpha_ce, objective.alpha_mlm, objective.alpha_cos, objective.alpha_mse)
+    return torch.stack([alpha * mean for alpha, mean in zip(alphas, means, strict=True) if alpha]).sum()
