@@ -76,9 +76,10 @@ def plan_ranges(path: Path, size: int) -> list[Range]:
     total, cuts = path.stat().st_size, [0]
     with open(path, "rb") as file:
         for target in range(size, total, size):
-            file.seek(max(target - 1, cuts[-1]))
-            file.readline()
-            cuts.append(file.tell())
+            if target > cuts[-1]:  # else a line longer than `size` reaches beyond it
+                file.seek(target - 1)
+                file.readline()
+                cuts.append(file.tell())
     cuts.append(total)
     return [Range(path, start, end) for start, end in zip(cuts, cuts[1:], strict=False) if start < end]
 
@@ -138,7 +139,7 @@ def clean(
     unknown_before = np.concatenate([[0], np.cumsum(ids == vocabulary.unk_id)])
     unknown = unknown_before[start + body] - unknown_before[start]
     short = body + 2 < rules.min_length
-    unreadable = ~short & (unknown >= rules.max_unknown * (body + 2))
+    unreadable = ~short & (unknown / (body + 2) >= rules.max_unknown)  # a quotient is exact at the border: 7/100, 0.07
     keep = ~(short | unreadable)
 
     documents = np.bincount(line_of[keep], minlength=lengths.size)
@@ -178,16 +179,16 @@ class Binarizer:
         Returns:
             its manifest entry, what cleaning did, and the occurrences of each token id (int64 [vocabulary]).
         """
-        writer = ShardWriter(prefix, self.vocabulary.dtype)
         cleaning, counts = CleaningCounts(), np.zeros(self.vocabulary.size, np.int64)
-        for lines, size in read_blocks(part):
-            texts, invalid = decode(lines)
-            sequences, did = clean(*encode_lines(self.tokenizer, texts), self.rules, self.vocabulary)
-            writer.add(sequences.ids, sequences.lengths, sequences.documents)
-            counts += np.bincount(sequences.ids, minlength=counts.size)
-            cleaning += replace(did, lines_with_invalid_utf8=invalid)
-            bar.update(size)
-        entry = replace(writer.close(), source=part.path.name, start=part.start, end=part.end)
+        with ShardWriter(prefix, self.vocabulary.dtype) as writer:
+            for lines, size in read_blocks(part):
+                texts, invalid = decode(lines)
+                sequences, did = clean(*encode_lines(self.tokenizer, texts), self.rules, self.vocabulary)
+                writer.add(sequences.ids, sequences.lengths, sequences.documents)
+                counts += np.bincount(sequences.ids, minlength=counts.size)
+                cleaning += replace(did, lines_with_invalid_utf8=invalid)
+                bar.update(size)
+            entry = replace(writer.close(), source=part.path.name, start=part.start, end=part.end)
         return entry, cleaning, counts
 
 

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from data.indexed import Dataset, Shard
 from data.manifest import Manifest, ShardEntry, checksum
+from data.token_counts import count_tokens
 from data.tokenizer import has_tokenizer, load_tokenizer
-from launch.args import flag, parse, positional
+from launch.args import flag, parse, positional, require
 from launch.errors import DataError, run
 
 BINS = (0, 16, 32, 64, 128, 256, 512, 1 << 31)
-PIECE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,9 @@ class Arguments:
     data: Path = positional("dataset folder, or prefix of a bare Megatron pair", "DATASET")
     samples: int = flag(3, "decoded sequences to show")
     verify: bool = flag(False, "read and check everything")
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 0, "samples", self.samples, "must not be negative")
 
 
 def all_lengths(dataset: Dataset) -> np.ndarray:
@@ -88,16 +90,13 @@ def describe(dataset: Dataset, count: int) -> str:
 def verify(dataset: Dataset) -> list[str]:
     """Read everything. Returns the faults found, each with file, expected and found; none for a sound dataset."""
     faults: list[str] = []
-    counts = np.zeros(0, np.int64)
-    with tqdm(total=dataset.tokens, unit="token", unit_scale=True, desc="verify", disable=None) as bar:
-        for shard in dataset.shards:
-            faults += _index_faults(shard)
-            seen = _count_and_check(shard, dataset, faults, bar)
-            size = max(counts.size, seen.size)
-            counts = np.pad(counts, (0, size - counts.size)) + np.pad(seen, (0, size - seen.size))
+    for shard in dataset.shards:
+        faults += _index_faults(shard)
+        if dataset.manifest:
+            faults += _sequence_faults(shard, dataset.manifest)
     if dataset.manifest:
         faults += _checksum_faults(dataset.path, dataset.manifest)
-    return faults + _counts_faults(dataset, counts)
+    return faults + _counts_faults(dataset)
 
 
 def _index_faults(shard: Shard) -> list[str]:
@@ -116,30 +115,20 @@ def _index_faults(shard: Shard) -> list[str]:
     return faults
 
 
-def _count_and_check(shard: Shard, dataset: Dataset, faults: list[str], bar: tqdm) -> np.ndarray:
-    """Count a shard's ids; note ids outside the vocabulary, and sequences without [CLS] ... [SEP] or too long."""
-    vocabulary, counts = dataset.vocabulary, np.zeros(0, np.int64)
-    for start in range(0, shard.ids.size, PIECE):
-        piece = shard.ids[start : start + PIECE]
-        if piece.min() < 0:
-            faults.append(f"{shard.prefix}.bin: negative token id {piece.min()}")
-            return counts
-        seen = np.bincount(piece)
-        size = max(counts.size, seen.size)
-        counts = np.pad(counts, (0, size - counts.size)) + np.pad(seen, (0, size - seen.size))
-        bar.update(piece.size)
-    if not vocabulary:
-        return counts
-    if counts.size > vocabulary.size:
-        faults.append(f"{shard.prefix}.bin: token id {counts.size - 1}, outside the vocabulary of {vocabulary.size:,}")
+def _sequence_faults(shard: Shard, manifest: Manifest) -> list[str]:
+    """Every sequence must be [CLS] ... [SEP], and no longer than the rules allow."""
+    faults = []
+    lengths = shard.lengths.astype(np.int64)
     first = shard.pointers // shard.dtype.itemsize
-    last = first + shard.lengths - 1
-    inside = (first >= 0) & (last < shard.ids.size) & (shard.lengths > 0)
-    framed = inside.copy()
-    framed[inside] = (shard.ids[first[inside]] == vocabulary.cls_id) & (shard.ids[last[inside]] == vocabulary.sep_id)
+    framed = (first >= 0) & (lengths > 0) & (first <= shard.ids.size - lengths)
+    inside = np.flatnonzero(framed)
+    ends = shard.ids[first[inside]], shard.ids[first[inside] + lengths[inside] - 1]
+    framed[inside] = (ends[0] == manifest.vocabulary.cls_id) & (ends[1] == manifest.vocabulary.sep_id)
     if not framed.all():
         faults.append(f"{shard.prefix}: sequence {int(np.argmin(framed))} is not [CLS] ... [SEP]")
-    return counts
+    for i in np.flatnonzero(lengths > manifest.rules.max_length)[:1]:
+        faults.append(f"{shard.prefix}: sequence {i} has {lengths[i]} tokens, allowed are {manifest.rules.max_length}")
+    return faults
 
 
 def _checksum_faults(folder: Path, manifest: Manifest) -> list[str]:
@@ -160,12 +149,11 @@ def _shard_checksums(entry: ShardEntry) -> dict[str, str]:
     return {f"{entry.name}.bin": entry.bin_xxh3, f"{entry.name}.idx": entry.idx_xxh3}
 
 
-def _counts_faults(dataset: Dataset, counts: np.ndarray) -> list[str]:
-    """`counts.npy` must say what was just counted."""
-    if not dataset.counts_path.exists():
-        return []
+def _counts_faults(dataset: Dataset) -> list[str]:
+    """No id may be outside the vocabulary, and `counts.npy`, if there, must say what is counted now."""
     try:
-        recorded = dataset.counts()
+        counts = count_tokens(dataset)
+        recorded = dataset.counts() if dataset.counts_path.exists() else counts
     except DataError as error:
         return [str(error)]
     size = max(recorded.size, counts.size)
@@ -177,12 +165,13 @@ def main() -> None:
     """Command line."""
     (arguments,) = parse("What a dataset holds.", Arguments, prog="data.describe")
     dataset = Dataset.open(arguments.data)
+    faults = verify(dataset) if arguments.verify else []
+    if faults:
+        raise DataError(f"{dataset.path}: {len(faults)} fault(s):\n" + "\n".join(faults))
     print(describe(dataset, arguments.samples))
     if arguments.verify:
-        faults = verify(dataset)
-        if faults:
-            raise DataError(f"{dataset.path}: {len(faults)} fault(s):\n" + "\n".join(faults))
-        print("verified: checksums, pointers, frames, ids and counts are right")
+        known = "checksums, pointers, frames, ids and counts" if dataset.manifest else "pointers, ids and counts"
+        print(f"verified: {known} are right")
 
 
 if __name__ == "__main__":

@@ -24,14 +24,23 @@ DTYPE_CODES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # 6 an
 
 
 class ShardWriter:
-    """Writes one `.bin/.idx` pair as a stream; only the lengths are kept in memory (4 bytes a sequence)."""
+    """Writes one `.bin/.idx` pair as a stream; only the lengths are kept in memory (4 bytes a sequence).
+
+    A context manager: leaving it closes the file, also where an error ends the writing.
+    """
 
     def __init__(self, prefix: Path, dtype: np.dtype) -> None:
         self.prefix, self.dtype = prefix, np.dtype(dtype)
         self.hash = xxhash.xxh3_64()
         self.lengths: list[np.ndarray] = []
         self.documents: list[np.ndarray] = []
-        self.file = open(prefix.with_suffix(".bin"), "wb")
+        self.file = open(prefix.with_name(prefix.name + ".bin"), "wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
 
     def add(self, ids: np.ndarray, lengths: np.ndarray, documents: np.ndarray) -> None:
         """Append sequences.
@@ -56,14 +65,14 @@ class ShardWriter:
         lengths = np.concatenate([np.zeros(0, np.int32), *self.lengths])
         documents = np.concatenate([np.zeros(1, np.int64), *self.documents])
         index = _index_bytes(self.dtype, lengths, np.cumsum(documents))
-        with open(self.prefix.with_suffix(".idx"), "wb") as file:
+        with open(self.prefix.with_name(self.prefix.name + ".idx"), "wb") as file:
             file.write(index)
             file.flush()
             os.fsync(file.fileno())
         tokens = int(lengths.sum(dtype=np.int64))
         return ShardEntry(
             name=self.prefix.name, sequences=lengths.size, documents=documents.size - 1, tokens=tokens,
-            bin_bytes=tokens * self.dtype.itemsize, bin_xxh3=self.hash.hexdigest(),
+            longest=int(lengths.max(initial=0)), bin_bytes=tokens * self.dtype.itemsize, bin_xxh3=self.hash.hexdigest(),
             idx_bytes=len(index), idx_xxh3=xxhash.xxh3_64_hexdigest(index),
         )  # fmt: skip
 
@@ -98,6 +107,22 @@ class Shard:
         self.document_ends = index[cuts[2] : cuts[3]].view("<i8")
         self.ids = _map_ids(bin_, dtype)
         self._check_ends(bin_)
+
+    def extents(self, sequences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where sequences begin in `ids`, and their lengths: int64 [n] each.
+
+        Raises:
+            DataError: the index is damaged there: it points outside the ids.
+        """
+        first, lengths = self.pointers[sequences] // self.dtype.itemsize, self.lengths[sequences].astype(np.int64)
+        outside = (first < 0) | (lengths <= 0) | (first > self.ids.size - lengths)
+        if outside.any():
+            i = int(np.argmax(outside))
+            raise DataError(
+                f"{self.prefix}.idx: sequence {sequences[i]} has {lengths[i]:,} tokens from {first[i]:,} on, of "
+                f"{self.ids.size:,}: damaged"
+            )
+        return first, lengths
 
     def _check_ends(self, path: Path) -> None:
         """The last sequence must end where the `.bin` ends, the last document where the sequences do."""
@@ -190,15 +215,20 @@ class Dataset:
         Returns:
             ids: int64 [tokens], one sequence after another.
             ends: int64 [n + 1], cumulative lengths, 0 first.
+
+        Raises:
+            DataError: a damaged index, that points outside the ids.
         """
         shard_of, local = self._locate(sequences)
-        lengths = self.lengths(sequences)
+        first, lengths = np.empty((2, len(sequences)), np.int64)
+        for k in np.unique(shard_of):
+            mine = shard_of == k
+            first[mine], lengths[mine] = self.shards[k].extents(local[mine])
         ends = np.concatenate([[0], np.cumsum(lengths)])
         ids = np.empty(ends[-1], np.int64)
         for k in np.unique(shard_of):
-            mine, shard = shard_of == k, self.shards[k]
-            first = shard.pointers[local[mine]] // shard.dtype.itemsize
-            ids[_ranges(ends[:-1][mine], lengths[mine])] = shard.ids[_ranges(first, lengths[mine])]
+            mine = shard_of == k
+            ids[_ranges(ends[:-1][mine], lengths[mine])] = self.shards[k].ids[_ranges(first[mine], lengths[mine])]
         return ids, ends
 
     def _locate(self, sequences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -210,6 +240,13 @@ class Dataset:
     def tokens(self) -> int:
         """Number of token ids in all shards, special ones included."""
         return sum(shard.ids.size for shard in self.shards)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence; the manifest knows it, a bare pair's index is read for it."""
+        if self.manifest:
+            return max(entry.longest for entry in self.manifest.shards)
+        return max(int(shard.lengths.max()) for shard in self.shards)
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -231,9 +268,11 @@ class Dataset:
             raise DataError(f"{self.counts_path}: missing; `python -m data.token_counts {self.path}` writes it")
         try:
             counts = np.load(self.counts_path, allow_pickle=False)
-        except ValueError as error:
-            raise DataError(f"{self.counts_path}: {error}") from error
-        if counts.ndim != 1 or counts.dtype != np.int64 or counts.sum() != self.tokens:
+        except Exception as error:  # a damaged header can raise TokenError, SyntaxError, TypeError, EOFError ...
+            raise DataError(f"{self.counts_path}: can't be read: {error}") from error
+        if counts.ndim != 1 or counts.dtype != np.int64:
+            raise DataError(f"{self.counts_path}: {counts.dtype} {list(counts.shape)}, expected a line of int64: damaged")
+        if counts.sum() != self.tokens:
             raise DataError(f"{self.counts_path}: counts {counts.sum():,} tokens, the dataset has {self.tokens:,}")
         return counts
 

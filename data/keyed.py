@@ -22,10 +22,11 @@ def key(*parts: int) -> np.uint64:
     """One key from several numbers, their order included: key(1, 2) != key(2, 1)."""
     state = np.zeros(1, np.uint64)
     for part in parts:
-        state = mix(np.asarray([part % (1 << 64)], np.uint64), mix(state, np.uint64(1)))
+        state = mix(np.asarray([int(part) % (1 << 64)], np.uint64), mix(state, np.uint64(1)))
     return state[0]
 
 
 def uniform(bits: np.ndarray) -> np.ndarray:
-    """float64 in (0, 1), 53 random bits each, from uint64 of uniform bits; never 0 or 1, so its logarithm is finite."""
-    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    """float64 in (0, 1), 52 random bits each, from uint64 of uniform bits; never 0, so its logarithm is finite, and
+    never 1 (with 53 bits, adding the half would round the largest up to it)."""
+    return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52

@@ -89,9 +89,9 @@ class TrainingStream:
             self.dataset.fingerprint(),
             dataclasses.asdict(self.settings),
             dataclasses.asdict(self.vocabulary),
-            xxhash.xxh3_64_hexdigest(self.counts),
+            xxhash.xxh3_64_hexdigest(self.counts.tobytes()),
         ]
-        return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True))
+        return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 
 class HeldOut:
@@ -140,10 +140,11 @@ def check_ids(ids: np.ndarray, vocabulary: Vocabulary, dataset: Dataset) -> None
 
 
 def prefetch(make: Callable[[int], T], steps: Iterable[int], depth: int = 2) -> Iterator[T]:
-    """make(step) for each step, computed up to `depth` steps ahead in a background thread.
+    """make(step) for each step, in a background thread: up to `depth` results wait while the next one is computed.
 
     An error of `make` is raised here, at the step where it happened. Leaving the loop ends the thread.
     """
+    assert depth > 0  # a queue of size 0 would be unbounded
     results: queue.Queue = queue.Queue(maxsize=depth)
     stop = threading.Event()
 

@@ -24,6 +24,7 @@ class ShardEntry:
     sequences: int
     documents: int
     tokens: int
+    longest: int
     bin_bytes: int
     bin_xxh3: str
     idx_bytes: int

@@ -12,6 +12,7 @@ import numpy as np
 from data import keyed
 
 ROUNDS = 6
+_ORDER = 4  # a stream of random numbers of its own, beside those of data.masking
 
 
 def permute(positions: np.ndarray, n: int, key: np.uint64) -> np.ndarray:
@@ -59,5 +60,5 @@ def sequences_at(start: int, count: int, n: int, seed: int) -> tuple[np.ndarray,
     sequences = np.empty(count, np.int64)
     for epoch in range(start // n, (start + count - 1) // n + 1):
         mine = epochs == epoch
-        sequences[mine] = permute(positions[mine] % n, n, keyed.key(seed, epoch))
+        sequences[mine] = permute(positions[mine] % n, n, keyed.key(seed, _ORDER, epoch))
     return epochs, sequences

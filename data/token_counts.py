@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.indexed import Dataset
+from data.indexed import Dataset, Shard
 from data.manifest import file_entry
 from launch import commit
 from launch.args import parse, positional
 from launch.errors import DataError, run
 
 PIECE = 1 << 22  # ids counted at once: bincount converts its input to int64
+MAX_IDS = 1 << 24  # where no vocabulary is recorded: a larger id is damage, and counting up to it takes gigabytes
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,20 @@ def count_tokens(dataset: Dataset) -> np.ndarray:
         for shard in dataset.shards:
             for start in range(0, shard.ids.size, PIECE):
                 piece = shard.ids[start : start + PIECE]
-                if piece.min() < 0:
-                    raise DataError(f"{shard.prefix}.bin: holds the negative token id {piece.min()}")
+                _check_range(piece, size, shard)
                 seen = np.bincount(piece, minlength=counts.size)
                 counts = np.pad(counts, (0, seen.size - counts.size)) + seen
                 bar.update(piece.size)
-    if size and counts.size > size:
-        raise DataError(f"{dataset.path}: holds token id {counts.size - 1}, outside the vocabulary of {size:,}")
     return counts
+
+
+def _check_range(ids: np.ndarray, size: int, shard: Shard) -> None:
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0:
+        raise DataError(f"{shard.prefix}.bin: holds the negative token id {low}")
+    if high >= (size or MAX_IDS):
+        rule = f"outside the vocabulary of {size:,}" if size else f"above all that is counted ({MAX_IDS:,})"
+        raise DataError(f"{shard.prefix}.bin: holds token id {high:,}, {rule}")
 
 
 def write_counts(dataset: Dataset) -> np.ndarray:

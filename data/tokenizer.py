@@ -17,9 +17,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+NO_WORD = "\U00010330"  # a Gothic letter: in no vocabulary
+
+
 @dataclass(frozen=True)
 class Vocabulary:
-    """The numbers of a tokenizer that outlive it: stored in every dataset's manifest."""
+    """The numbers of a tokenizer that outlive it: stored in every dataset's manifest.
+
+    `size` is the largest id + 1, which is more than the number of tokens where a `vocab.txt` says a token twice.
+    """
 
     size: int
     cls_id: int
@@ -74,6 +80,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
         # A folder with nothing but vocab.txt is BERT's; AutoTokenizer would need a config.json to know it.
         alone = not (folder / "tokenizer.json").exists() and not (folder / "config.json").exists()
         tokenizer = (BertTokenizer if alone else AutoTokenizer).from_pretrained(folder)
+        tokenizer.tokenize(NO_WORD)  # a vocabulary without [UNK] loads, and fails at the first unknown word
     except Exception as error:  # the library raises bare Exception for a damaged file
         raise DataError(f"tokenizer '{name}': can't be read: {error}") from error
     if not tokenizer.is_fast:
@@ -89,7 +96,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
 def vocabulary_of(tokenizer: "PreTrainedTokenizerFast") -> Vocabulary:
     """What the data stream and the models must agree on."""
     return Vocabulary(
-        size=len(tokenizer),
+        size=max(tokenizer.get_vocab().values()) + 1,
         cls_id=tokenizer.cls_token_id,
         sep_id=tokenizer.sep_token_id,
         mask_id=tokenizer.mask_token_id,

@@ -1,6 +1,6 @@
 """Error classes, each with its exit code, and the one place that turns an error into an exit.
 
-0 done, 2 configuration, 3 data, 4 checkpoint, 5 non-finite loss or gradient. A user's mistake never shows a traceback.
+0 done, 2 configuration, 3 data, 4 checkpoint, 5 non-finite loss or gradient, 75 stopped on request. A user's mistake never shows a traceback.
 """
 
 import difflib
@@ -40,6 +40,12 @@ class NonFiniteError(DilbertError):
     exit_code = 5
 
 
+class Stopped(DilbertError):
+    """The run was stopped on request, and goes on at the next start."""
+
+    exit_code = 75
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the nearest known word, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
@@ -60,7 +66,8 @@ def run(main: Callable[[], None]) -> None:
         if rank:
             time.sleep(2)
         where = f"[rank {rank}] " if rank else ""
-        print(f"{where}error: {error}", file=sys.stderr, flush=True)
+        kind = "" if isinstance(error, Stopped) else "error: "
+        print(f"{where}{kind}{error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -72,6 +72,11 @@ class Distiller(nn.Module):
         """The teacher, in evaluation mode and without gradients."""
         return self._teacher[0] if self._teacher else None
 
+    @property
+    def active_terms(self) -> tuple[str, ...]:
+        """Those of TERMS that the objective does not leave out."""
+        return ("loss", *(name for name in TERMS[1:] if getattr(self.objective, name.replace("loss", "alpha"))))
+
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of a micro-batch.
 
@@ -138,15 +143,17 @@ class Distiller(nn.Module):
         return total
 
 
-def held_out_figures(total: Tensor, objective: Objective, has_teacher: bool) -> dict[str, float]:
+def held_out_figures(total: Tensor, distiller: Distiller) -> dict[str, float]:
     """Means of `Distiller.measure`'s sums: losses in nats per token, and shares of masked tokens."""
+    objective = distiller.objective
     tokens, masked, ce, mlm, cos, mse, correct, agree = total.tolist()
     masked = max(masked, 1.0)
     rows = masked if objective.restrict_ce_to_mask else tokens
     means = torch.tensor([ce / rows, mlm / masked, cos / tokens, mse / rows], dtype=torch.float64)
-    figures = dict(zip(TERMS, [float(weighted(means, objective)), *means.tolist()], strict=True))
+    losses = dict(zip(TERMS, [float(weighted(means, objective)), *means.tolist()], strict=True))
+    figures = {name: losses[name] for name in distiller.active_terms}
     figures["accuracy"] = correct / masked
-    if has_teacher:
+    if distiller.teacher:
         figures["agreement"] = agree / masked
     return figures
 

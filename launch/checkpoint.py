@@ -1,0 +1,188 @@
+"""Checkpoints through DeepSpeed, committed as a whole, verified before they are trusted.
+
+`checkpoints/step00001000/` holds DeepSpeed's files and `MANIFEST.json` (size and SHA-256 of each). DeepSpeed itself
+writes `latest` before all ranks have finished, and loads a damaged file in silence. So every rank writes into a
+temporary folder, syncs and hashes its own files; then rank 0 writes the manifest, renames the folder, and points
+`latest` to it. A kill at any moment leaves the last whole checkpoint.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from launch import commit
+from launch.errors import CheckpointError
+
+MANIFEST = "MANIFEST.json"
+_TAG = re.compile(r"step(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint whose files are all there, unchanged."""
+
+    path: Path
+    step: int
+    ranks: int
+    stage: int
+
+
+def tag(step: int) -> str:
+    """Folder name of the checkpoint after `step` steps."""
+    return f"step{step:08d}"
+
+
+def save(engine: Any, root: Path) -> Path:
+    """Commit a checkpoint of the engine's current step; all ranks call it. One that is there already stays.
+
+    Raises:
+        CheckpointError: the disk refuses.
+    """
+    final = root / tag(engine.global_steps)
+    if final.exists():
+        return final
+    partial = root / f".partial-{final.name}"
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    try:
+        if rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            root.mkdir(parents=True, exist_ok=True)
+        dist.barrier()
+        engine.save_checkpoint(str(root), tag=partial.name, save_latest=False)
+        files: list[Any] = [None] * ranks
+        dist.all_gather_object(files, {path.name: _sync_and_hash(path) for path in _own_files(partial, rank)})
+        if rank == 0:
+            merged = {name: entry for part in files for name, entry in part.items()}
+            _publish(partial, final, {"step": engine.global_steps, "ranks": ranks,
+                                      "stage": engine.zero_optimization_stage(), "files": merged})  # fmt: skip
+        dist.barrier()
+    except OSError as error:
+        raise CheckpointError(f"{final}: can't be written: {error.strerror or error}") from error
+    return final
+
+
+def newest(root: Path, on_damage: Any = print) -> Checkpoint | None:
+    """The newest checkpoint that verifies; None where there is none at all.
+
+    Args:
+        on_damage: called with a sentence for each damaged one that is passed over.
+
+    Raises:
+        CheckpointError: there are checkpoints, but not one verifies: a run must not start over in silence.
+    """
+    damaged = []
+    for path in reversed(committed(root)):
+        try:
+            return verify(path)
+        except CheckpointError as error:
+            damaged.append(str(error))
+            on_damage(f"skipping a damaged checkpoint: {error}")
+    if damaged:
+        raise CheckpointError(f"{root}: no checkpoint is whole:\n" + "\n".join(damaged))
+    return None
+
+
+def committed(root: Path) -> list[Path]:
+    """Checkpoint folders, oldest first."""
+    found = [path for path in root.glob("step*") if _TAG.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name[4:]))
+
+
+def verify(path: Path) -> Checkpoint:
+    """Compare every file with the manifest.
+
+    Raises:
+        CheckpointError: names the file, what was expected and what was found.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        files = manifest["files"]
+        checkpoint = Checkpoint(path, manifest["step"], manifest["ranks"], manifest["stage"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / MANIFEST}: can't be read: {error!r}") from error
+    for name, (size, digest) in files.items():
+        file = path / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            raise CheckpointError(
+                f"{file}: {'missing' if found is None else f'{found:,} bytes'}, expected {size:,} bytes"
+            )
+        if (actual := _sha256(file)) != digest:
+            raise CheckpointError(f"{file}: SHA-256 {actual[:16]}..., expected {digest[:16]}...: damaged")
+    return checkpoint
+
+
+def load(engine: Any, checkpoint: Checkpoint) -> None:
+    """Load weights, optimizer, loss scale and schedule into the engine; all ranks call it.
+
+    Raises:
+        CheckpointError: saved by another number of ranks or another ZeRO stage, or not for this model.
+    """
+    ranks, stage = dist.get_world_size(), engine.zero_optimization_stage()
+    if (checkpoint.ranks, checkpoint.stage) != (ranks, stage):
+        raise CheckpointError(
+            f"{checkpoint.path}: saved by {checkpoint.ranks} rank(s) at ZeRO stage {checkpoint.stage}; this run has "
+            f"{ranks} at stage {stage}. Start it as it was, or export the weights and use them as --student"
+        )
+    with weights_only():
+        try:
+            loaded, _ = engine.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
+        except (RuntimeError, ValueError, KeyError, AssertionError) as error:
+            raise CheckpointError(f"{checkpoint.path}: can't be loaded: {error}") from error
+    if loaded is None or engine.global_steps != checkpoint.step:
+        raise CheckpointError(f"{checkpoint.path}: loaded step {engine.global_steps}, expected {checkpoint.step}")
+
+
+class weights_only:
+    """While it is open, every `torch.load`, DeepSpeed's own included, refuses a pickle with more than weights in it."""
+
+    _VARIABLE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+
+    def __enter__(self) -> None:
+        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+
+        torch.serialization.add_safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address])
+        self.before = os.environ.get(self._VARIABLE)
+        os.environ[self._VARIABLE] = "1"
+
+    def __exit__(self, *_: object) -> None:
+        if self.before is None:
+            del os.environ[self._VARIABLE]
+        else:
+            os.environ[self._VARIABLE] = self.before
+
+
+def _own_files(folder: Path, rank: int) -> Iterator[Path]:
+    """Files that this rank wrote: DeepSpeed names optimizer shards by rank, all else is rank 0's."""
+    for path in sorted(folder.rglob("*")):
+        owner = re.search(r"pp_rank_(\d+)_", path.name)
+        if path.is_file() and (int(owner[1]) if owner else 0) == rank:
+            yield path
+
+
+def _sync_and_hash(path: Path) -> tuple[int, str]:
+    commit.sync(path)
+    return path.stat().st_size, _sha256(path)
+
+
+def _publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
+    commit.write_text(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    os.rename(partial, final)
+    commit.sync(final.parent)
+    commit.write_text(final.parent / "latest", final.name)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,82 @@
+"""Process group, rank, device, seeds: the same for plain `python`, `deepspeed`, `torchrun` and `srun`."""
+
+import hashlib
+import os
+import socket
+from dataclasses import dataclass
+
+# Read when torch loads its OpenMP library: threads that wait for work by spinning make a busy machine ten times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+import torch
+
+# Read when DeepSpeed is first imported: without a GPU it warns, unless told that the CPU is meant.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+import torch.distributed as dist
+from deepspeed.utils import logger as deepspeed_logger
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all ranks of the job."""
+
+    rank: int
+    ranks: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 prints, logs and writes what only one may write."""
+        return self.rank == 0
+
+
+def start() -> World:
+    """Join the process group; must come before anything that allocates on a device."""
+    deepspeed_logger.setLevel(os.environ.get("DS_LOG_LEVEL", "error").upper())
+    _be_alone_unless_launched()
+    # On CPUs DeepSpeed would build an extension for minutes, and leak 66 MB of shared memory a rank at every run.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        device = torch.device("cuda", local_rank)
+    else:
+        device = torch.device("cpu")
+        _share_cores()
+    deepspeed.init_distributed(verbose=False)
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def stop() -> None:
+    """Leave the process group, so that nothing warns or hangs at exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _be_alone_unless_launched() -> None:
+    """Plain `python`: set what a launcher would; DeepSpeed would look for MPI otherwise."""
+    if "RANK" in os.environ:
+        os.environ.setdefault("LOCAL_RANK", "0")
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+
+
+def _share_cores() -> None:
+    """Give each rank of this host its share of the cores, unless the user has chosen."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
+
+
+def seed_dropout(seed: int, step: int, part: int) -> None:
+    """Seed torch's generators for one micro-batch: a pure function, so no generator state needs saving."""
+    digest = hashlib.blake2b(f"{seed} {step} {part}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -1,0 +1,85 @@
+"""Held-out figures of a model: `python -m launch.evaluate --model FOLDER --data DATASET [--teacher FOLDER]`.
+
+Masked-language-model loss and accuracy and, with a teacher, the soft-target and cosine losses and how often the
+student's first choice is the teacher's. Every sequence counts once, with fixed masks: the same numbers on any number of
+ranks, for any batch size, for any model.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data.indexed import Dataset
+from data.loader import HeldOut, matching_counts
+from data.masking import MaskingSettings
+from data.tokenizer import Vocabulary, has_tokenizer, load_tokenizer, vocabulary_of
+from launch import commit, hub
+from launch.args import flag, parse
+from launch.errors import DataError, run
+from model.distiller import Batch, Distiller, held_out_figures
+from model.losses import Objective
+from model.pretrained import DilBertForMaskedLM
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What is measured on what."""
+
+    model: str = flag(help="model folder or hub name", metavar="NAME")
+    data: Path = flag(help="held-out dataset", metavar="DATASET")
+    teacher: str | None = flag(None, "model to compare with", "NAME")
+    train_data: Path | None = flag(
+        None, "dataset whose token counts draw the masks (default: the held-out one)", "DATASET"
+    )
+    batch_size: int = flag(16, "sequences at once; the figures do not depend on it")
+    json: Path | None = flag(None, "write the figures there, too", "FILE")
+
+
+def held_out(distiller: Distiller, data: HeldOut, size: int) -> dict[str, float]:
+    """Measure on all of a held-out dataset; every rank of the process group, if there is one, takes its share."""
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    device = next(distiller.parameters()).device
+    micro_batches = data.micro_batches(size, rank, ranks)
+    total = distiller.measure(Batch.on_device(micro_batch, device) for micro_batch in micro_batches)
+    if ranks > 1:
+        dist.all_reduce(total)
+    return held_out_figures(total, distiller)
+
+
+def vocabulary_for(dataset: Dataset, *names: str | None) -> Vocabulary:
+    """The dataset's vocabulary; of a bare Megatron pair, the vocabulary of the first model that brings a tokenizer.
+
+    Raises:
+        DataError: nobody knows which ids are special.
+    """
+    if dataset.vocabulary:
+        return dataset.vocabulary
+    for name in names:
+        if name and has_tokenizer(hub.fetch(name, hub.TOKENIZER_FILES)):
+            return vocabulary_of(load_tokenizer(name))
+    raise DataError(f"{dataset.path}: a bare Megatron pair needs a model with a tokenizer: which ids are special?")
+
+
+def main() -> None:
+    """Command line."""
+    logging.basicConfig(format="%(message)s")
+    (arguments,) = parse("Held-out figures of a model.", Arguments, prog="launch.evaluate")
+    dataset = Dataset.open(arguments.data)
+    vocabulary = vocabulary_for(dataset, arguments.model, arguments.teacher)
+    counts = matching_counts(Dataset.open(arguments.train_data or arguments.data), vocabulary)
+    model = DilBertForMaskedLM.from_pretrained(arguments.model)
+    teacher = DilBertForMaskedLM.from_pretrained(arguments.teacher) if arguments.teacher else None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    distiller = Distiller(model.to(device), teacher.to(device) if teacher else None, Objective())
+    figures = held_out(distiller, HeldOut(dataset, vocabulary, MaskingSettings(), counts), arguments.batch_size)
+    print(f"{arguments.model} on {arguments.data}: " + " | ".join(f"{k} {v:.4f}" for k, v in figures.items()))
+    if arguments.json:
+        commit.write_text(arguments.json, json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,72 @@
+"""Flags that training scripts share: how long, how often, how it starts."""
+
+import math
+from dataclasses import dataclass
+
+from launch.args import flag, require
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long (give --max-steps or --epochs)."""
+
+    max_steps: int | None = flag(None, "optimizer steps, those skipped for overflow included", "STEPS")
+    epochs: float | None = flag(None, "passes over the dataset: ceil(epochs x sequences / batch) steps", "EPOCHS")
+    warmup_steps: int | None = flag(None, "of the schedule (default: 5 % of the steps, at least 1)", "STEPS")
+    stop_at_step: int | None = flag(None, "stop there, resumable, without touching the schedule", "STEP")
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "epochs", "warmup_steps", "stop_at_step"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "must be positive")
+        given = (self.max_steps is not None) + (self.epochs is not None)
+        require(given == 1, "max_steps", self.max_steps, "give either --max-steps or --epochs")
+
+    def steps(self, sequences: int, batch: int) -> int:
+        """Steps of the whole run."""
+        if self.max_steps is not None:
+            return self.max_steps
+        assert self.epochs is not None
+        return math.ceil(self.epochs * sequences / batch)
+
+    def warmup(self, steps: int) -> int:
+        """Steps in which the learning rate rises."""
+        warmup = self.warmup_steps or max(1, steps // 20)
+        require(warmup <= steps, "warmup_steps", warmup, f"the whole run has {steps} steps")
+        return warmup
+
+    def last(self, steps: int) -> int:
+        """The step after which this start ends."""
+        return min(steps, self.stop_at_step or steps)
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How often."""
+
+    log_interval: int = flag(10, "steps between log lines", "STEPS")
+    checkpoint_interval: int = flag(1000, "steps between checkpoints; the last step always leaves one", "STEPS")
+    eval_interval: int = flag(
+        1000, "steps between measurements on --valid-data; the last step is measured, too", "STEPS"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("log_interval", "checkpoint_interval", "eval_interval"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+
+
+@dataclass(frozen=True)
+class Start:
+    """How it starts."""
+
+    seed: int = flag(0, "of order, masks, dropout and random weights")
+    fresh: bool = flag(False, "move an earlier run in --output aside and start over")
+    allow_change: tuple[str, ...] = flag((), "flags or JSON keys that may differ from the run's record", "KEY")
+    local_rank: int = flag(-1, "taken from launchers and passed over: the environment's LOCAL_RANK counts")
+    deepspeed: bool = flag(True, "taken from other scripts and passed over: DeepSpeed is always the engine")
+
+
+# Flags that say where and how often, not what: a resume may change them.
+FREE = frozenset({"max_steps", "epochs", "warmup_steps", "stop_at_step", "log_interval", "checkpoint_interval",
+                  "eval_interval", "fresh", "allow_change", "local_rank", "deepspeed", "deepspeed_config", "data",
+                  "valid_data", "teacher", "student", "output"})  # fmt: skip

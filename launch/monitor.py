@@ -1,0 +1,170 @@
+"""What a run shows of itself: a console line, `log.jsonl` and TensorBoard, all with the same figures.
+
+Sums stay on the device between two log lines; nothing waits for it but the log line itself.
+"""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch.utils.tensorboard import SummaryWriter
+
+from launch import commit
+from launch.distributed import World
+from launch.errors import NonFiniteError
+
+LOG = "log.jsonl"
+
+
+class Meter:
+    """Sums of loss terms and tokens since the last reading, over this rank's micro-batches, on the device."""
+
+    def __init__(self, names: Sequence[str], shown: Sequence[str], device: torch.device) -> None:
+        """
+        Args:
+            names: of the loss terms, in their order.
+            shown: those to report.
+        """
+        self.names, self.shown = names, shown
+        self.sums = torch.zeros(len(names), dtype=torch.float64, device=device)
+        self.tokens = 0
+        self.steps = 0
+        self.since = time.perf_counter()
+
+    def add(self, terms: torch.Tensor, tokens: int) -> None:
+        """One micro-batch: its share of the step's losses, and its real tokens."""
+        self.sums += terms
+        self.tokens += tokens
+
+    def step(self) -> None:
+        """One optimizer step is done."""
+        self.steps += 1
+
+    def read(self) -> dict[str, float]:
+        """Mean losses per step over all ranks, rate and step time since the last reading; starts anew."""
+        packed = torch.cat([self.sums, self.sums.new_tensor([self.tokens])])
+        dist.all_reduce(packed)
+        seconds = time.perf_counter() - self.since
+        *sums, tokens = packed.tolist()
+        steps = max(self.steps, 1)
+        figures = {name: value / steps for name, value in zip(self.names, sums, strict=True) if name in self.shown}
+        figures["tokens_per_second"] = tokens / max(seconds, 1e-9)
+        figures["seconds_per_step"] = seconds / steps
+        self.sums.zero_()
+        self.tokens = self.steps = 0
+        self.since = time.perf_counter()
+        return figures
+
+
+class GradientNorm:
+    """L2 norm of a step's whole gradient, before clipping. Under ZeRO the engine keeps it; at stage 0 nobody does."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.own = engine, engine.zero_optimization_stage() == 0
+        self.norm: torch.Tensor | None = None
+
+    def before_step(self) -> None:
+        """Between backward and step of each micro-batch."""
+        if self.own and self.engine.is_gradient_accumulation_boundary():
+            gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+            self.norm = torch.nn.utils.get_total_norm(gradients)
+
+    def read(self) -> float:
+        """After the step.
+
+        Raises:
+            NonFiniteError: at stage 0, where DeepSpeed lets a NaN reach the weights; under ZeRO it skips such a step.
+        """
+        norm = float((self.norm if self.own else self.engine.get_global_grad_norm()) or 0.0)
+        if self.own and not math.isfinite(norm):
+            raise NonFiniteError(f"step {self.engine.global_steps}: the gradient's norm is {norm}")
+        return norm
+
+
+class Monitor:
+    """Writes the figures of a run; only rank 0 has files, every rank may call it."""
+
+    def __init__(self, folder: Path, world: World, start: int, max_steps: int) -> None:
+        """
+        Args:
+            start: step that the run goes on from; later lines of an earlier start are cut off.
+        """
+        self.world, self.max_steps = world, max_steps
+        self.file: Any = None
+        if world.is_main:
+            cut_log(folder / LOG, start)
+            self.file = open(folder / LOG, "a", encoding="utf-8")
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self.file:
+            self.file.close()
+            self.board.close()
+
+    def say(self, text: str) -> None:
+        """A sentence for the console, from rank 0."""
+        if self.world.is_main:
+            print(text, flush=True)
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        """One line of training figures, everywhere.
+
+        Raises:
+            NonFiniteError: the loss is NaN or infinite (on every rank, since all have the same mean).
+        """
+        self._record(step, figures, "train")
+        left = (self.max_steps - step) * figures["seconds_per_step"]
+        self.say(
+            f"step {step:>{len(str(self.max_steps))}}/{self.max_steps} | "
+            + " | ".join(f"{name} {figures[name]:.4f}" for name in figures if name.startswith("loss"))
+            + f" | lr {figures['lr']:.3e} | grad {figures['grad_norm']:.3f}"
+            + f" | {figures['tokens_per_second']:,.0f} tok/s | eta {duration(left)}"
+        )
+        if not math.isfinite(figures["loss"]):
+            raise NonFiniteError(f"step {step}: the loss is {figures['loss']}; the last checkpoint is kept")
+
+    def log_held_out(self, step: int, figures: dict[str, float]) -> None:
+        """One line of held-out figures, everywhere."""
+        self._record(step, {f"valid_{name}": value for name, value in figures.items()}, "valid")
+        self.say(f"step {step} held out | " + " | ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+
+    def _record(self, step: int, figures: dict[str, float], group: str) -> None:
+        if not self.file:
+            return
+        # JSON has no NaN; null is what readers of the log can parse.
+        body = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        self.file.write(json.dumps({"step": step, **body}) + "\n")
+        self.file.flush()
+        for name, value in figures.items():
+            self.board.add_scalar(f"{group}/{name.removeprefix('valid_')}", value, step)
+        self.board.flush()
+
+
+def cut_log(path: Path, start: int) -> None:
+    """Drop lines after step `start`, and a last line that a kill cut short, so that no step stands twice."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= start:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    commit.write_text(path, "".join(kept))
+
+
+def duration(seconds: float) -> str:
+    """1:02:03 or 02:03."""
+    minutes, seconds = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"

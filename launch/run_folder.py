@@ -1,0 +1,155 @@
+"""The folder of a run: what it was started with, and how it ended.
+
+`config.json` (all flags, and the DeepSpeed JSON as given), `ds_config.json` (as DeepSpeed got it), `environment.json`,
+`DONE.json` or `STOPPED.json`. A second start in the same folder goes on with the run, if nothing that shapes it has
+changed.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from launch import commit, ds_config
+from launch.args import option
+from launch.distributed import World
+from launch.errors import CheckpointError, ConfigError
+
+PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and records of one run; rank 0 writes, every rank may read."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are."""
+        return self.path / "checkpoints"
+
+    def move_aside(self) -> None:
+        """Give an existing run another name, NAME.old-1, -2 ...; nothing is deleted."""
+        if self.path.exists():
+            number = 1
+            while (target := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+                number += 1
+            os.rename(self.path, target)
+
+    def recorded(self) -> dict[str, Any] | None:
+        """The `config.json` of an earlier start, if there was one."""
+        path = self.path / "config.json"
+        if not path.exists():
+            return None
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: can't be read: {error}; `--fresh` starts over beside it") from error
+
+    def write(self, name: str, body: dict[str, Any]) -> None:
+        """Write one of the folder's JSON files."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        commit.write_text(self.path / name, json.dumps(body, indent=2, default=str) + "\n")
+
+    def open(
+        self, record: dict[str, Any], free: frozenset[str], allowed: tuple[str, ...], world: World, fresh: bool
+    ) -> None:
+        """Start or go on with the run; all ranks call it.
+
+        Args:
+            record: what this start was given, see `refuse_changes`.
+            fresh: move an earlier run aside first.
+
+        Raises:
+            ConfigError: the run was started with other settings.
+        """
+        if fresh:
+            if world.is_main:
+                self.move_aside()
+            dist.barrier()
+        if recorded := self.recorded():
+            refuse_changes(recorded, record, free, allowed)
+        dist.barrier()  # every rank has read the old record before rank 0 writes the new one
+        if world.is_main:
+            for name in ("DONE.json", "STOPPED.json"):
+                (self.path / name).unlink(missing_ok=True)
+
+    def end(self, name: str, body: dict[str, Any], world: World) -> None:
+        """How the run ended: `DONE.json` or `STOPPED.json`."""
+        if world.is_main:
+            self.write(name, body)
+
+
+def flags_of(*groups: Any) -> dict[str, Any]:
+    """All flags of a run by field name, as JSON holds them."""
+    values = {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
+    return json.loads(json.dumps(values, default=str))
+
+
+def refuse_changes(
+    recorded: dict[str, Any], now: dict[str, Any], free: frozenset[str], allowed: tuple[str, ...]
+) -> None:
+    """Compare a run's record with what this start was given.
+
+    Args:
+        recorded, now: {"flags": ..., "deepspeed_config": ..., "fingerprint": ...}.
+        free: flags that a resume may change.
+        allowed: flags and keys that the user allows to change (`--allow-change`).
+
+    Raises:
+        ConfigError: names every changed flag or key with its old and its new value.
+    """
+    before, after = recorded.get("flags", {}), now["flags"]
+    names = sorted((before.keys() | after.keys()) - free)
+    changed = [
+        (option(name), before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
+    ]
+    changed += ds_config.changes(recorded.get("deepspeed_config", {}), now["deepspeed_config"])
+    if recorded.get("fingerprint") != now["fingerprint"]:
+        changed.append(("fingerprint", recorded.get("fingerprint"), now["fingerprint"]))
+    refused = [row for row in changed if _key(row[0]) not in {_key(name) for name in allowed}]
+    if refused:
+        rows = "\n".join(f"  {name}: was {old!r}, is {new!r}" for name, old, new in refused)
+        raise ConfigError(
+            f"this run was started with other settings:\n{rows}\n"
+            "Give the old values, another --output, or --fresh; or allow a change with --allow-change KEY"
+        )
+
+
+def _key(name: str) -> str:
+    """`--max-steps`, `max-steps` and `max_steps` are the same key."""
+    return name.removeprefix("--").replace("-", "_")
+
+
+def environment(world: World, **facts: Any) -> dict[str, Any]:
+    """Versions, commit and hardware."""
+    device = torch.cuda.get_device_name() if world.device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "git_commit": _git_commit(),
+        "host": platform.node(),
+        "ranks": world.ranks,
+        "device": device,
+        "cores": len(os.sched_getaffinity(0)),
+        **facts,
+    }
+
+
+def _git_commit() -> str | None:
+    """Commit of the code, "+" if it has been changed since; None outside a repository."""
+    here = Path(__file__).parent
+    try:
+        run = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+"]
+        return subprocess.run(run, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

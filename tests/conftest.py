@@ -1,0 +1,86 @@
+"""What several test files share: a small vocabulary, a text, the dataset made of it, and the data beside the repository.
+
+Session fixtures are read-only: a test that damages something copies it first.
+"""
+
+import random
+import types
+import warnings
+from pathlib import Path
+
+import pytest
+
+from data import binarize
+from data.indexed import Dataset
+from data.manifest import CleaningRules
+from data.tokenizer import load_tokenizer
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4
+WORDS = tuple("the of and to in a is that it was for on are with as at be this have from or had by but".split())
+PIECES = ("run", "walk", "talk", "##ing", "##ed", "##s", "cat", "dog", "tree", "house", ".", ",", "!", "é", "東")
+VOCABULARY = (*SPECIALS, *WORDS, *PIECES)
+
+
+def write_vocabulary(folder: Path, tokens: tuple[str, ...] = VOCABULARY) -> Path:
+    """A tokenizer folder that holds nothing but BERT's vocab.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+    return folder
+
+
+def sentence(generator: random.Random, words: int) -> str:
+    """Words of the vocabulary, the first ones far more often, and a few that it doesn't hold."""
+    pool = [*WORDS, "running", "walked", "cats", "dogs", "tree", "house", ",", "zebra"]
+    return " ".join(generator.choices(pool, [1 / (i + 1) for i in range(len(pool))], k=words))
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_vocabulary(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder: Path):
+    return load_tokenizer(str(tokenizer_folder))
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """Three small text files, 230 lines in all."""
+    folder, generator = tmp_path_factory.mktemp("texts"), random.Random(0)
+    paths = []
+    for number, lines in enumerate((120, 70, 40)):
+        paths.append(folder / f"part{number}.txt")
+        paths[-1].write_text("".join(f"{sentence(generator, generator.randint(10, 60))} .\n" for _ in range(lines)))
+    return tuple(paths)
+
+
+@pytest.fixture(scope="session")
+def dataset_folder(tmp_path_factory: pytest.TempPathFactory, texts: tuple[Path, ...], tokenizer_folder: Path) -> Path:
+    """A dataset of three shards, made by `data.binarize`."""
+    output = tmp_path_factory.mktemp("datasets") / "small"
+    binarize.binarize(binarize.Files(texts, str(tokenizer_folder), output, 1), CleaningRules())
+    return output
+
+
+@pytest.fixture(scope="session")
+def dataset(dataset_folder: Path) -> Dataset:
+    return Dataset.open(dataset_folder)
+
+
+@pytest.fixture(scope="session")
+def megatron() -> types.ModuleType:
+    """Megatron-Core's own reader and builder; its import warns of what it misses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from megatron.core.datasets import indexed_dataset
+    return indexed_dataset
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real corpora and the real vocabulary; they are no part of the repository."""
+    path = Path(__file__).parents[1] / ".." / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("real data not there: ../shared/data, beside the repository, is not part of it")
+    return path.resolve()
