@@ -27,7 +27,7 @@ from launch.evaluate import held_out, vocabulary_for
 from launch.flags import FREE, Cadence, Length, Start
 from launch.monitor import GradientNorm, Meter, Monitor
 from launch.preflight import Shape, check_data, check_models
-from launch.run_folder import RunFolder, environment, flags_of
+from launch.run_folder import MODEL, TOKENIZER, RunFolder, environment, flags_of
 from model import hf
 from model.config import BertConfig
 from model.distiller import TERMS, Batch, Distiller, parameter_groups
@@ -98,11 +98,13 @@ def train(
     # A run goes on as it was started, or not at all.
     flags = flags_of(paths, length, objective, masking, freezing, cadence, begin)
     record = {"flags": flags, "deepspeed_config": raw_config, "fingerprint": stream.fingerprint()}
+    record[MODEL] = student.config.to_dict()
     folder.open(record, FREE, begin.allow_change, world, begin.fresh)
     if world.is_main:
         folder.write("config.json", record)
         folder.write("ds_config.json", config)
         folder.write("environment.json", environment(world, fingerprint=record["fingerprint"], dataset=str(paths.data)))
+        keep_tokenizer(folder.path / TOKENIZER, paths)
 
     # The engine holds the student; the teacher stands beside it.
     if teacher:
@@ -178,6 +180,16 @@ def check_together(
         check_models(shapes[0], shapes[1], needs_width=objective.alpha_cos > 0)
     data = Shape(str(paths.data), vocabulary.size, tokenizer_hash=vocabulary.tokenizer_hash)
     check_data(data, dataset.longest, *shapes)
+
+
+def keep_tokenizer(target: Path, paths: Paths) -> None:
+    """Copy the tokenizer's files into the run folder, from the first of student, dataset and teacher that has some."""
+    for name in (paths.student, str(paths.data / "tokenizer"), paths.teacher):
+        if name and Path(name).exists() | (name == paths.teacher):
+            source = hub.fetch(name, hub.TOKENIZER_FILES)
+            if has_tokenizer(source):
+                target.mkdir(exist_ok=True)
+                return hub.copy_tokenizer(source, target)
 
 
 def open_valid(path: Path, train: Dataset) -> Dataset:

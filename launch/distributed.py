@@ -3,6 +3,7 @@
 import hashlib
 import os
 import socket
+import warnings
 from dataclasses import dataclass
 
 # Read when torch loads its OpenMP library: threads that wait for work by spinning make a busy machine ten times slower.
@@ -38,6 +39,8 @@ class World:
 def start() -> World:
     """Join the process group; must come before anything that allocates on a device."""
     deepspeed_logger.setLevel(os.environ.get("DS_LOG_LEVEL", "error").upper())
+    # DeepSpeed 0.19 calls by its old name what torch 2.13 has renamed; once a rank and run is too often.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
     _be_alone_unless_launched()
     # On CPUs DeepSpeed would build an extension for minutes, and leak 66 MB of shared memory a rank at every run.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

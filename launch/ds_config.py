@@ -15,7 +15,43 @@ from launch.errors import ConfigError, did_you_mean
 Json = dict[str, Any]
 
 KNOWN_KEYS = frozenset(
-    ["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer", "scheduler", "fp16", "bf16", "torch_autocast", "gradient_clipping", "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "communication_data_type", "prescale_gradients", "gradient_predivide_factor", "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "disable_allgather", "disable_python_gc", "flops_profiler", "activation_checkpointing", "aio", "comms_logger", "tensorboard", "wandb", "csv_monitor", "comet", "checkpoint", "data_types", "log_level", "compile", "timers", "datastates_ckpt"]
+    [
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "optimizer",
+        "scheduler",
+        "fp16",
+        "bf16",
+        "torch_autocast",
+        "gradient_clipping",
+        "zero_optimization",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+        "communication_data_type",
+        "prescale_gradients",
+        "gradient_predivide_factor",
+        "steps_per_print",
+        "wall_clock_breakdown",
+        "memory_breakdown",
+        "dump_state",
+        "disable_allgather",
+        "disable_python_gc",
+        "flops_profiler",
+        "activation_checkpointing",
+        "aio",
+        "comms_logger",
+        "tensorboard",
+        "wandb",
+        "csv_monitor",
+        "comet",
+        "checkpoint",
+        "data_types",
+        "log_level",
+        "compile",
+        "timers",
+        "datastates_ckpt",
+    ]
 )
 UNSUPPORTED_KEYS = {
     "gradient_allreduce_op": "the losses are weighted for DeepSpeed's mean",

@@ -1,5 +1,6 @@
 """Model folders by path or by name on the Hugging Face hub."""
 
+import shutil
 from pathlib import Path
 
 from launch.errors import ConfigError
@@ -10,8 +11,9 @@ RENAMED = {
     "dilbert-base-uncased-distilled-squad": "distilbert/distilbert-base-uncased-distilled-squad",
 }
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt",
-                   "special_tokens_map.json", "added_tokens.json", "sentencepiece.bpe.model", "config.json")  # fmt: skip
+# `config.json` tells which class a tokenizer is, where the tokenizer's own files don't.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "config.json",
+                   "special_tokens_map.json", "added_tokens.json", "sentencepiece.bpe.model")  # fmt: skip
 
 
 def resolve(name: str) -> str:
@@ -42,3 +44,10 @@ def fetch(name: str, patterns: tuple[str, ...]) -> Path:
             f"'{name}' is no folder here, and could not be fetched from the Hugging Face hub ({reason}).\n"
             f"Offline? On a connected machine: `hf download {name} --local-dir FOLDER`, then give the folder."
         ) from error
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the tokenizer's files from folder to folder as they are, so that the copy's ids are the original's."""
+    for name in TOKENIZER_FILES:
+        if name != "config.json" and (source / name).exists():
+            shutil.copyfile(source / name, target / name)

@@ -1,6 +1,6 @@
 """The folder of a run: what it was started with, and how it ended.
 
-`config.json` (all flags, and the DeepSpeed JSON as given), `ds_config.json` (as DeepSpeed got it), `environment.json`,
+`config.json` (all flags, the DeepSpeed JSON as given, the model's architecture), `ds_config.json` (as DeepSpeed got it), `environment.json`,
 `DONE.json` or `STOPPED.json`. A second start in the same folder goes on with the run, if nothing that shapes it has
 changed.
 """
@@ -23,6 +23,8 @@ from launch.args import option
 from launch.distributed import World
 from launch.errors import CheckpointError, ConfigError
 
+MODEL = "model"  # key of config.json: the student's architecture, as Hugging Face's config.json
+TOKENIZER = "tokenizer"  # folder: the tokenizer's files
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
 
@@ -54,6 +56,11 @@ class RunFolder:
             return json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: can't be read: {error}; `--fresh` starts over beside it") from error
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Read one of the folder's JSON files; {} where there is none."""
+        path = self.path / name
+        return json.loads(path.read_text()) if path.exists() else {}
 
     def write(self, name: str, body: dict[str, Any]) -> None:
         """Write one of the folder's JSON files."""

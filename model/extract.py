@@ -6,7 +6,6 @@ for type 0 is added to the position table, so that the student's embedding outpu
 
 import dataclasses
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,19 +83,12 @@ def main() -> None:
     student = extract(teacher, layers, arguments.mlm_transform, arguments.seed)
     with commit.folder(arguments.output) as folder:
         hf.write_folder(folder, student, student.config)
-        copy_tokenizer(hub.fetch(arguments.teacher, hub.TOKENIZER_FILES), folder)
+        hub.copy_tokenizer(hub.fetch(arguments.teacher, hub.TOKENIZER_FILES), folder)
     sizes = [sum(p.numel() for p in model.parameters()) for model in (teacher, student)]
     print(
         f"{arguments.output}: layers {' '.join(map(str, layers))} of {teacher.config.num_hidden_layers}, "
         f"{sizes[1]:,} parameters ({sizes[1] / sizes[0]:.0%} of the teacher's {sizes[0]:,})"
     )
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files as they are, so that the copy's ids are the original's."""
-    for name in hub.TOKENIZER_FILES:
-        if name != "config.json" and (source / name).exists():
-            shutil.copyfile(source / name, target / name)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The border to Hugging Face: the only table of its parameter names, and reading and writing of model folders."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,9 @@ def write_folder(folder: Path, module: nn.Module, config: BertConfig) -> None:
     """`model.safetensors` and `config.json`, as stock `transformers` reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     config.write(folder)
-    safetensors.torch.save_file(dump_state(module, config), folder / "model.safetensors", metadata={"format": "pt"})
+    weights = folder / "model.safetensors"
+    safetensors.torch.save_file(dump_state(module, config), weights, metadata={"format": "pt"})
+    shutil.copymode(folder / "config.json", weights)  # safetensors writes files that only their owner can read
 
 
 def has_weights(folder: Path) -> bool:
