@@ -25,7 +25,7 @@ from launch.distributed import World, seed_dropout
 from launch.errors import ConfigError, Stopped, run
 from launch.evaluate import held_out, vocabulary_for
 from launch.flags import FREE, Cadence, Length, Start
-from launch.monitor import GradientNorm, Meter, Monitor
+from launch.monitor import GradientNorm, Meter, Monitor, engine_figures
 from launch.preflight import Shape, check_data, check_models
 from launch.run_folder import MODEL, TOKENIZER, RunFolder, environment, flags_of
 from model import hf
@@ -131,13 +131,7 @@ def train(
             meter.step()
             step = engine.global_steps
             if step % cadence.log_interval == 0 or step == last:
-                epoch = step * batch / len(dataset)
-                progress = {
-                    "lr": rate,
-                    "grad_norm": gradient.read(),
-                    "epoch": epoch,
-                    "skipped_steps": engine.skipped_steps,
-                }
+                progress = {"lr": rate, "epoch": step * batch / len(dataset), **engine_figures(engine, gradient)}
                 monitor.log(step, {**meter.read(), **progress})
             if valid and (step % cadence.eval_interval == 0 or step == last):
                 monitor.log_held_out(step, held_out(distiller, valid, micro))

@@ -7,6 +7,7 @@ the others.
 
 import contextlib
 import io
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,7 +82,7 @@ def plan_ranges(path: Path, size: int) -> list[Range]:
                 file.readline()
                 cuts.append(file.tell())
     cuts.append(total)
-    return [Range(path, start, end) for start, end in zip(cuts, cuts[1:], strict=False) if start < end]
+    return [Range(path, start, end) for start, end in itertools.pairwise(cuts) if start < end]
 
 
 def read_blocks(part: Range) -> Iterator[tuple[list[bytes], int]]:
@@ -259,8 +260,9 @@ def main() -> None:
     print(
         f"{files.output}: {manifest.sequences:,} sequences, {manifest.tokens:,} tokens in {len(manifest.shards)} "
         f"shard(s), from {did.lines:,} lines\n"
-        f"dropped: {did.dropped_too_short:,} too short, {did.dropped_unknown:,} mostly unknown; split: "
-        f"{did.lines_split:,} lines into {did.pieces_of_split_lines:,}; invalid UTF-8 in {did.lines_with_invalid_utf8:,}"
+        f"dropped: {did.dropped_too_short:,} too short, {did.dropped_unknown:,} mostly unknown; "
+        f"split: {did.lines_split:,} lines into {did.pieces_of_split_lines:,}; "
+        f"invalid UTF-8 in {did.lines_with_invalid_utf8:,}"
     )
 
 

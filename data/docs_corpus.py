@@ -42,7 +42,7 @@ MIN_WORDS, MAX_WORDS = 20, 120
 MIN_STRING = 80  # characters; a shorter string can't hold MIN_WORDS words
 MAX_CHARACTERS = 5_000  # of a line or paragraph; longer ones are data, on which the expressions below take forever
 MAX_FILE_BYTES = 4_000_000  # larger "documentation" is generated data, and parsing it takes gigabytes
-MAX_ODD_WORDS = 0.08  # share of words such as `torch.nn` and `DataFrame`, in a sentence and in a sequence
+MAX_ODD_WORDS = 0.08  # share of words such as `torch.nn` and `DataFrame` in a sentence
 MIN_FUNCTION_WORDS = 0.30  # of all words; running English has 0.4 to 0.5, lists of terms far less
 
 SUFFIXES = {".py", ".md", ".rst", ".txt"}
@@ -64,7 +64,7 @@ FUNCTION_WORDS = frozenset(LIST_OF_FUNCTION_WORDS.split())
 
 # --- lines -> prose lines ---
 
-FENCE = re.compile(r"`{3,}|~{3,}")
+FENCE = re.compile(r"(`{3,}|~{3,})[^`]*$")
 PROMPT = re.compile(r">>>|\.\.\. |\$ |In \[\d*\]")
 DIRECTIVE = re.compile(r"\.\.( |$)|\S.*::$")  # the latter heads a literal block
 ADMONITION = re.compile(r"\.\. (note|warning|tip|hint|important|caution|attention|danger|admonition|seealso)::")
@@ -93,10 +93,12 @@ def prose_lines(text: str) -> Iterator[str | None]:
 def block_length(lines: Sequence[str], at: int) -> int:
     """How many lines from `at` on are code, a table, a heading, a directive ...; 0 if the line is prose."""
     line = lines[at].strip()
-    if not line or ADMONITION.match(line):
-        return int(bool(line))
+    if not line:
+        return 0
     if fence := FENCE.match(line):
-        return count_until(lines, at + 1, lambda other: other.strip().startswith(fence[0])) + 2
+        return count_until(lines, at + 1, lambda other: other.strip().startswith(fence[1])) + 2
+    if ADMONITION.match(line):
+        return 1
     if PROMPT.match(line):
         return count_until(lines, at, lambda other: not other.strip())
     if DIRECTIVE.match(line):
@@ -122,7 +124,7 @@ NAME = r"[`*]{0,3}[\w.]+[`*]{0,3}"
 TYPE = r"\([^()]*(?:\([^()]*\)[^()]*)*\)"  # in brackets that may hold brackets
 ITEM = re.compile(
     rf"""(?:[-*+\u2022]|\(?\d{{1,3}}[.)]|\(?[a-z]\))\s+(?:{NAME}\s*(?:{TYPE})?\s*(?::|--|\u2013|\s-)(?:\s+|$))?
-    |[:@]\w+(?:\s+[^:]+)?:\s*                # a field: `:param x: What it is`; above: a bullet or number, perhaps named
+    |[:@]\w+(?:\s+[^:]+)?:(?:\s+|$)          # a field: `:param x: What it is`; above: a bullet, a number
     |{NAME}\s*{TYPE}\s*(?::|--)(?:\s+|$)     # a parameter with its type: `x (int): what it is`
     |{NAME}\s*(?::|--)(?:\s+(?=[A-Z])|$)     # without: `x: What it is`
     """,
@@ -167,8 +169,8 @@ def unwrap(lines: Iterable[str]) -> list[str]:
 MARKUP = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
-        (r"!\[[^\]]*\]\([^)]*\)", ""),  # image of Markdown
-        (r"\[([^\]]+)\](?:\([^)]*\)|\[[^\]]*\])", r"\1"),  # link of Markdown
+        (r"!\[[^\[\]]*\]\([^()]*\)", ""),  # image of Markdown
+        (r"\[([^\[\]]+)\](?:\([^()]*\)|\[[^\[\]]*\])", r"\1"),  # link of Markdown
         (r"`([^`<]+?)\s*<[^`>]*>`_{1,2}", r"\1"),  # link of reStructuredText
         (r":(?!math)(?:\w+:)?[\w-]+:`[~!.]?([^`<]+?)(?:\s*<[^`>]*>)?`", r"\1"),  # role; formulas stay, and are refused
         (r"(?<![:`])(`{1,3})([^`]+)\1_{0,2}", r"\2"),  # code, reference
@@ -303,6 +305,7 @@ def documents(packages: Iterable[Path], skipped: Counter[str]) -> Iterator[Path]
     for package in packages:
         if package.is_file():
             yield package
+            continue
         for folder, folders, names in os.walk(package, onerror=lambda _: skipped.update(["unreadable"])):
             folders[:] = sorted(set(folders) - SKIPPED_FOLDERS)
             yield from (Path(folder, name) for name in sorted(names) if holds_documentation(folder, name))
@@ -498,7 +501,8 @@ class Options:
         if self.max_megabytes is not None:
             require(self.max_megabytes > 0, "max_megabytes", self.max_megabytes, "must be more than 0")
         require(self.workers > 0, "workers", self.workers, "must be at least 1")
-        require(self.valid_output != self.output, "valid_output", self.valid_output, "must differ from --output")
+        same = self.valid_output is not None and self.valid_output.resolve() == self.output.resolve()
+        require(not same, "valid_output", self.valid_output, "must differ from --output")
         for name, path in [("output", self.output), ("valid_output", self.valid_output)]:
             require(path is None or not path.is_dir(), name, path, "is a folder; name a file")
             require(path is None or path.parent.is_dir(), name, path, "lies in a folder that doesn't exist; create it")

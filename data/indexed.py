@@ -51,7 +51,7 @@ class ShardWriter:
             documents: sequences of each document [documents], summing to the number of sequences.
         """
         assert ids.size == lengths.sum() and lengths.size == documents.sum()
-        content = np.ascontiguousarray(ids, self.dtype).view(np.uint8)
+        content = ids.astype(self.dtype).tobytes()
         self.hash.update(content)
         self.file.write(content)
         self.lengths.append(lengths.astype(np.int32))
@@ -271,7 +271,9 @@ class Dataset:
         except Exception as error:  # a damaged header can raise TokenError, SyntaxError, TypeError, EOFError ...
             raise DataError(f"{self.counts_path}: can't be read: {error}") from error
         if counts.ndim != 1 or counts.dtype != np.int64:
-            raise DataError(f"{self.counts_path}: {counts.dtype} {list(counts.shape)}, expected a line of int64: damaged")
+            raise DataError(
+                f"{self.counts_path}: {counts.dtype} {list(counts.shape)}, expected a line of int64: damaged"
+            )
         if counts.sum() != self.tokens:
             raise DataError(f"{self.counts_path}: counts {counts.sum():,} tokens, the dataset has {self.tokens:,}")
         return counts

@@ -38,7 +38,8 @@ def permute(positions: np.ndarray, n: int, key: np.uint64) -> np.ndarray:
 
 def _network(values: np.ndarray, a: np.uint64, b: np.uint64, key: np.uint64) -> np.ndarray:
     """One pass of the Feistel network: a bijection of [0, a * b)."""
-    left, right = values // b, values % b
+    left: np.ndarray = values // b
+    right: np.ndarray = values % b
     for number in range(ROUNDS):
         round_key = keyed.mix(np.asarray([number]), key)
         if number % 2 == 0:

@@ -1,7 +1,8 @@
-"""Text -> ids, by the reference tokenizer (the `tokenizers` library), and what a dataset must know of its vocabulary."""
+"""Text -> ids, by the reference tokenizer (the `tokenizers` library), and what a dataset knows of its vocabulary."""
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from launch.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
 
 NO_WORD = "\U00010330"  # a Gothic letter: in no vocabulary
 
@@ -47,14 +47,16 @@ class DilBertTokenizer(BertTokenizer):
     loads anywhere as `BertTokenizer`."""
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *args: Any, **options: Any) -> "DilBertTokenizer":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **options: Any
+    ) -> "DilBertTokenizer":
         """Load from a folder or the hub, as `transformers` does."""
-        return super().from_pretrained(hub.resolve(str(name)), *args, **options)
+        return super().from_pretrained(hub.resolve(str(pretrained_model_name_or_path)), *args, **options)
 
-    def save_pretrained(self, folder: str | Path, *args: Any, **options: Any) -> tuple[str, ...]:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> tuple[str, ...]:
         """Write the tokenizer's files under the class name that stock `transformers` knows."""
-        files = super().save_pretrained(folder, *args, **options)
-        path = Path(folder) / "tokenizer_config.json"
+        files = super().save_pretrained(save_directory, *args, **options)
+        path = Path(save_directory) / "tokenizer_config.json"
         config = json.loads(path.read_text())
         config["tokenizer_class"] = "BertTokenizer"
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -79,7 +81,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     try:
         # A folder with nothing but vocab.txt is BERT's; AutoTokenizer would need a config.json to know it.
         alone = not (folder / "tokenizer.json").exists() and not (folder / "config.json").exists()
-        tokenizer = (BertTokenizer if alone else AutoTokenizer).from_pretrained(folder)
+        tokenizer: Any = (BertTokenizer if alone else AutoTokenizer).from_pretrained(folder)
         tokenizer.tokenize(NO_WORD)  # a vocabulary without [UNK] loads, and fails at the first unknown word
     except Exception as error:  # the library raises bare Exception for a damaged file
         raise DataError(f"tokenizer '{name}': can't be read: {error}") from error

@@ -87,6 +87,14 @@ class GradientNorm:
         return norm
 
 
+def engine_figures(engine: Any, gradient: GradientNorm) -> dict[str, float]:
+    """What the engine knows of its last step."""
+    figures = {"grad_norm": gradient.read(), "skipped_steps": engine.skipped_steps}
+    if engine.fp16_enabled():
+        figures["loss_scale"] = float(engine.optimizer.loss_scale)
+    return figures
+
+
 class Monitor:
     """Writes the figures of a run; only rank 0 has files, every rank may call it."""
 

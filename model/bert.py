@@ -155,7 +155,8 @@ def initialise(module: nn.Module, config: BertConfig) -> None:
 
 def sinusoids(positions: int, width: int) -> Tensor:
     """Sines in the even columns, cosines in the odd ones (Vaswani et al., 2017, section 3.5): [positions, width]."""
-    frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
+    # In fp32, an angle of some hundreds is already wrong in the fifth digit.
+    frequency = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(10_000.0) / width))
     angle = torch.arange(positions)[:, None] * frequency
     table = torch.empty(positions, width)
     table[:, 0::2] = angle.sin()

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 from launch.errors import ConfigError, did_you_mean
 
@@ -73,10 +73,20 @@ class BertConfig:
     sinusoidal_positions: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size",
+        for name, kind in get_type_hints(type(self)).items():
+            if not isinstance(getattr(self, name), (int, float) if kind is float else kind):
+                raise ConfigError(f"config.json: {name} {getattr(self, name)!r} must be of type {kind.__name__}")
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
                      "max_position_embeddings"):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ConfigError(f"config.json: {name} {getattr(self, name)} must be positive")
+        for name in ("hidden_dropout", "attention_dropout", "attention_output_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"config.json: {name} {getattr(self, name)} must be from 0 to 1")
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise ConfigError(
+                f"config.json: pad_token_id {self.pad_token_id}: not in a vocabulary of {self.vocab_size}"
+            )
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"config.json: {self.num_attention_heads} attention heads do not divide hidden size {self.hidden_size}"
@@ -96,9 +106,9 @@ class BertConfig:
         Raises:
             ConfigError: another architecture, or a variant of BERT that this code does not compute.
         """
-        kind = values.get("model_type", "bert")
+        kind = values.get("model_type") or "bert"  # BERT's first checkpoints do not say
         if kind not in ("bert", "distilbert"):
-            near = did_you_mean(kind, ("bert", "distilbert"))
+            near = did_you_mean(str(kind), ("bert", "distilbert"))
             raise ConfigError(f"config.json: model_type '{kind}' is neither bert nor distilbert{near}")
         _refuse_variants(values)
         keys = _BERT_KEYS if kind == "bert" else _DISTILBERT_KEYS
@@ -126,15 +136,24 @@ class BertConfig:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """From a model folder."""
+        """From a model folder.
+
+        Raises:
+            ConfigError: no config.json, or one that can't be read, or as `from_dict`.
+        """
         path = folder / "config.json"
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise ConfigError(f"{path}: no such file; a model folder holds config.json") from error
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: can't be read: {error}") from error
-        return cls.from_dict(values)
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: holds no JSON object")
+        try:
+            return cls.from_dict(values)
+        except ConfigError as error:
+            raise ConfigError(f"{folder}: {error}") from error
 
     def write(self, folder: Path) -> None:
         """Into a model folder."""

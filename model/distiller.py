@@ -1,4 +1,4 @@
-"""The module that DeepSpeed wraps: student and objective; a micro-batch goes in, its loss and the losses' parts come out.
+"""The module that DeepSpeed wraps: student and objective; a micro-batch goes in, its loss and its terms come out.
 
 The teacher stands beside it, not inside: it is no submodule, so it is neither cast, partitioned, optimised nor saved.
 
@@ -57,19 +57,19 @@ class Distiller(nn.Module):
     def __init__(self, student: MaskedLM, teacher: MaskedLM | None, objective: Objective, parts: int = 1) -> None:
         """
         Args:
-            teacher: None for plain masked language modelling.
+            teacher: None for plain masked language modelling. It is put into evaluation mode.
             parts: ranks x accumulation steps. DeepSpeed averages gradients over them; the loss is a share of the
                 step's mean, to be summed, so it is multiplied by this number.
         """
         super().__init__()
         self.student = student
-        self._teacher = [teacher] if teacher is not None else []  # in a list: not a submodule
+        self._teacher = [teacher.eval()] if teacher is not None else []  # in a list: not a submodule
         self.objective = objective if teacher is not None else objective.without_teacher()
         self.parts = parts
 
     @property
     def teacher(self) -> MaskedLM | None:
-        """The teacher, in evaluation mode and without gradients."""
+        """The teacher, in evaluation mode; it runs without gradients."""
         return self._teacher[0] if self._teacher else None
 
     @property
@@ -121,10 +121,10 @@ class Distiller(nn.Module):
         """Sums over held-out batches, dropout off: float64 [8] on the student's device.
 
         In order: real tokens, masked tokens, sums of ce, mlm, cos and mse, masked tokens where the student's first
-        choice is the label, and where it is the teacher's first choice. All but the first two follow from weights
-        alone, so sums of several ranks add up.
+        choice is the label, and where it is the teacher's first choice. All are plain sums, so those of several ranks
+        add up.
         """
-        mode = self.training
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         total = torch.zeros(8, dtype=torch.float64, device=next(self.parameters()).device)
         try:
@@ -135,11 +135,12 @@ class Distiller(nn.Module):
                 agree = (
                     (choice_M == masked_t_MV.argmax(-1)).sum() if masked_t_MV is not None else torch.zeros_like(correct)
                 )
-                sizes = [torch.tensor(x.numel(), device=total.device) for x in (batch.input_ids, batch.labels)]
+                sizes = [total.new_full((), x.numel()) for x in (batch.input_ids, batch.labels)]
                 row = [*sizes, sums.ce, sums.mlm, sums.cos, sums.mse, correct, agree]
                 total += torch.stack([value.double() for value in row])
         finally:
-            self.train(mode)
+            for module, training in modes:  # one by one: parts may stand in other modes than the whole
+                module.training = training
         return total
 
 
@@ -161,7 +162,7 @@ def held_out_figures(total: Tensor, distiller: Distiller) -> dict[str, float]:
 def parameter_groups(module: nn.Module) -> list[dict]:
     """Trainable parameters for the optimizer, in two groups: biases and norm weights are not decayed."""
     trainable = [p for p in module.parameters() if p.requires_grad]
-    groups = [
+    groups: list[dict] = [
         {"params": [p for p in trainable if p.ndim > 1]},
         {"params": [p for p in trainable if p.ndim == 1], "weight_decay": 0.0},
     ]

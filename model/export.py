@@ -1,7 +1,7 @@
 """A run's checkpoint -> Hugging Face folder: `python -m model.export runs/first --output models/dilbert`.
 
-ZeRO checkpoint -> fp32 weights -> `model.safetensors`, `config.json`, the tokenizer's files and a model card. The folder
-is loaded again by stock `transformers` and its logits compared; a folder that does not pass is not left behind.
+ZeRO checkpoint -> fp32 weights -> `model.safetensors`, `config.json`, the tokenizer's files and a model card. The
+folder is loaded again by stock `transformers` and its logits compared; a folder that does not pass is not left behind.
 """
 
 import json

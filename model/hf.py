@@ -93,16 +93,14 @@ def load_state(module: nn.Module, config: BertConfig, state: Mapping[str, Tensor
     for name, parameter in module.named_parameters():
         theirs = names_of(name, config.model_type)
         used.update(theirs)
-        absent = [key for key in theirs if key not in state]
-        if absent:
-            missing += absent
-            continue
-        value = torch.cat([state[key] for key in theirs])
-        if value.shape != parameter.shape:
-            shapes = f"{tuple(value.shape)}, the model's config says {tuple(parameter.shape)}"
-            raise CheckpointError(f"{origin}: {theirs[0]} has shape {shapes}")
-        with torch.no_grad():
-            parameter.copy_(value)
+        missing += [key for key in theirs if key not in state]
+        for key, piece in zip(theirs, parameter.detach().chunk(len(theirs)), strict=True):
+            if key not in state:
+                continue
+            if state[key].shape != piece.shape:
+                shapes = f"{tuple(state[key].shape)}, the model's config says {tuple(piece.shape)}"
+                raise CheckpointError(f"{origin}: {key} has shape {shapes}")
+            piece.copy_(state[key])
     return Report(tuple(missing), tuple(sorted(set(state) - used)))
 
 
@@ -132,6 +130,8 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
         for file in files:
             state |= _read_file(folder / file)
+        if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+            raise ValueError(f"'{other[0]}' is no tensor")
         return state
     except Exception as error:  # safetensors, torch and json each raise their own
         raise CheckpointError(f"{folder / name}: can't be read as weights: {error}") from error
@@ -175,6 +175,9 @@ def _canonical(state: Mapping[str, Tensor], model_type: str) -> dict[str, Tensor
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
         if not name.endswith("position_ids"):
             renamed[name if prefixed else f"{model_type}.{name}"] = value
+    for copy, original in _TIED.items():  # a file that stores shared weights once may do so under the copy's name
+        if copy in renamed:
+            renamed.setdefault(original, renamed[copy])
     return renamed
 
 

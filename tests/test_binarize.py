@@ -1,6 +1,7 @@
 """data.binarize against a plain line-by-line implementation of the same rules, read back by Megatron-Core's reader."""
 
 import dataclasses
+import itertools
 import random
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def documents_of(folder: Path) -> Documents:
     for shard in Dataset.open(folder).shards:
         sequences = np.split(np.asarray(shard.ids), np.cumsum(shard.lengths)[:-1])
         ends = shard.document_ends.tolist()
-        documents += [[s.tolist() for s in sequences[a:b]] for a, b in zip(ends, ends[1:], strict=False)]
+        documents += [[s.tolist() for s in sequences[a:b]] for a, b in itertools.pairwise(ends)]
     return documents
 
 
@@ -149,7 +150,7 @@ def test_any_bytes_equal_the_reference(tokenizer, tmp_path_factory, content: byt
         sequences, did = clean(*module.encode_lines(tokenizer, texts), rules, vocabulary_of(tokenizer))
         parts = np.split(sequences.ids, np.cumsum(sequences.lengths)[:-1]) if sequences.lengths.size else []
         ends = [0, *np.cumsum(sequences.documents).tolist()]
-        found += [[s.tolist() for s in parts[a:b]] for a, b in zip(ends, ends[1:], strict=False)]
+        found += [[s.tolist() for s in parts[a:b]] for a, b in itertools.pairwise(ends)]
         total += dataclasses.replace(did, lines_with_invalid_utf8=invalid)
     assert found == documents
     assert total == counts
@@ -159,7 +160,8 @@ def test_any_bytes_equal_the_reference(tokenizer, tmp_path_factory, content: byt
 
 
 @pytest.mark.parametrize(("ids", "pieces"), [
-    (10, [12]), (509, [511]), (510, [512]), (511, [512, 3]), (1020, [512, 512]), (1021, [512, 512, 3]), (1530, [512] * 3)
+    (10, [12]), (509, [511]), (510, [512]), (511, [512, 3]), (1020, [512, 512]), (1021, [512, 512, 3]),
+    (1530, [512] * 3),
 ])  # fmt: skip
 def test_splitting_at_510_ids(make, ids: int, pieces: list[int]) -> None:
     folder, manifest = make(words(ids))
@@ -274,7 +276,7 @@ def test_many_shards_hold_what_one_holds(make, tokenizer, megatron, monkeypatch,
     for entry in manifest.shards:
         shard = megatron.IndexedDataset(str(folder / entry.name))
         sequences, ends = [shard.get(i).tolist() for i in range(len(shard))], shard.document_indices.tolist()
-        read += [sequences[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+        read += [sequences[a:b] for a, b in itertools.pairwise(ends)]
     assert read == documents
     assert len(manifest.shards) > 1
 

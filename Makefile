@@ -1,0 +1,40 @@
+# Every target makes its own environment (.venv) first; nothing else needs to be installed but Python 3.11+ and g++.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup quickstart test test-all check format bench
+
+help:  ## show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: .venv/installed  ## make .venv and install what constraints.txt pins
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --group dev --constraint constraints.txt
+	touch $@
+
+quickstart: .venv/installed  ## a whole distillation in minutes: make quickstart [TEACHER=bert-base-uncased CORPUS=dump.txt]
+	TEACHER="$(TEACHER)" CORPUS="$(CORPUS)" bash launch/quickstart.sh
+
+test: .venv/installed  ## the default tests (under 15 minutes on 2 cores)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: .venv/installed  ## the long tests, too
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: .venv/installed  ## formatting, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+format: .venv/installed  ## write the formatting
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/installed  ## distilled against trained alone, on DATA=folder with dump.train.txt and dump.valid.txt
+	$(BIN)/python -m tests.bench.bench_value --data "$(DATA)"

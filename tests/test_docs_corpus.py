@@ -1,0 +1,396 @@
+"""The corpus of documentation: what counts as prose, what survives bad files, and that the bytes never change."""
+
+import errno
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from data import docs_corpus
+from data.docs_corpus import Options, content_hash, sample, sentence_fault, sequences, split
+from launch.errors import ConfigError, DataError
+
+RIVER = (
+    "The river that runs through the old town was once the only road by which the grain of the valley "
+    "could be brought to the sea."
+)
+MILL = (
+    "A mill stood there for more than two hundred years, and its owner was free to take a tenth of all that he ground."
+)
+BRIDGE = (
+    "When the bridge was built at last, the boats had no more work to do and most of them were left on the bank to rot."
+)
+
+
+def found(text: str) -> list[str]:
+    return list(sequences(text, Counter()))
+
+
+def make_package(folder: Path, files: dict[str, str | bytes]) -> Path:
+    """A folder with these files, by relative path."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+def harvested(package: Path, workers: int = 1) -> docs_corpus.Harvest:
+    skipped: Counter[str] = Counter()
+    harvest = docs_corpus.harvest_all(list(docs_corpus.documents([package], skipped)), workers)
+    harvest.skipped.update(skipped)
+    return harvest
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    monkeypatch.setattr("sys.argv", ["docs_corpus", *map(str, words), "--workers", "1"])
+    docs_corpus.main()
+
+
+# --- what is prose ---
+
+
+def test_hard_wrapped_lines_become_one() -> None:
+    wrapped = RIVER.replace("once the", "once\n    the").replace("valley could", "valley\n    could")
+    assert found(f"    {wrapped}\n\n    {MILL}\n") == [RIVER, MILL]
+
+
+def test_a_short_summary_is_read_on_with_the_paragraph_below_it() -> None:
+    assert found(f"Describe the river.\n\n{RIVER}\n\n{MILL}") == [f"Describe the river. {RIVER}", MILL]
+
+
+def test_long_paragraphs_are_cut_between_sentences() -> None:
+    paragraph = " ".join(MILL.replace("two", str(number)) for number in range(12))  # of 24 words each
+    cut = found(paragraph)
+    assert " ".join(cut) == paragraph
+    assert [len(sequence.split()) for sequence in cut] == [120, 120, 48]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        ">>> the_river(is_deep=True)\nThe answer of the code is a full sentence and yet it is no more than its output.",
+        "```python\nThe code is fenced, so that whatever is in it is code and will not be taken for a sentence.\n\n```",
+        "For example::\n\n    The literal block is indented, and all that is in it is code until the margin is back.\n",
+        ".. code-block:: text\n\n    The directive has a body, and all that is in it is code until the margin is back.\n",
+        "| The rows of a table | are no sentences | even if there are a lot of words in each of them as there are here. |",
+        "=====  =====\nThe rows    of a table are no sentences even if there are a lot of words in each of them as here.\n",
+        "The heading of a section that is so long that it could be taken for a sentence by all but the most careful.\n---",
+        "# The heading of a section that is so long that it could be taken for a sentence by all but the most careful.",
+        "<p>The markup of the web is no prose even if there are a lot of words in each of them as there are here.</p>",
+    ],
+)
+def test_blocks_that_are_no_prose_are_left_out_and_end_the_sequence(block: str) -> None:
+    assert found(f"Describe the river.\n\n{block}\n\n{RIVER}") == [RIVER]
+
+
+@pytest.mark.parametrize(
+    ("marked", "plain"),
+    [
+        ("the ``river`` of `Kent` is **very** *deep*", "the river of Kent is very deep"),
+        ("the :class:`~River` and the :py:func:`mill <town.mill>`", "the River and the mill"),
+        ("the [river](https://example.org/river) and the [mill][1]", "the river and the mill"),
+        ("the `river <https://example.org/river>`_ and the mill_s", None),
+        ("the `river <https://example.org/river>`_ and the mill", "the river and the mill"),
+        ("the \u201cold\u201d mill\u2019s wheel \u2013 of wood", 'the "old" mill\'s wheel - of wood'),
+        ("the water-\nwheel", "the water-wheel"),
+    ],
+)
+def test_markup_is_taken_off(marked: str, plain: str | None) -> None:
+    sentence = "This is what the people of the town have always called {}, and they will not change it for us."
+    assert found(sentence.format(marked)) == ([sentence.format(plain)] if plain else [])
+
+
+@pytest.mark.parametrize(
+    "documented",
+    [
+        f"Parameters\n----------\nriver : str or Path, optional\n    {RIVER}\nmill : int\n    The mill.\n",
+        f"Args:\n    river (`str` or `Path(...)`, *optional*): {RIVER}\n    mill (int): The mill.\n",
+        f"Args:\n    river (Callable[(int, str), None]):\n        {RIVER}\n    mill (int):\n        The mill.\n",
+        f":param river: {RIVER}\n:type river: str\n:param int mill: The mill.\n",
+        f"* {RIVER}\n* The mill.\n",
+        f" 1. **river** (str) -- {RIVER}\n 2. mill (int) -- The mill.\n",
+    ],
+)
+def test_parameters_lose_name_and_type(documented: str) -> None:
+    assert found(documented) == [RIVER]
+
+
+def test_the_body_of_a_note_is_kept() -> None:
+    assert found(f".. note::\n\n    {RIVER}\n") == [RIVER]
+
+
+def test_a_line_that_begins_with_a_role_reads_on() -> None:
+    assert found(RIVER.replace("by which", "by\n:attr:`which`")) == [RIVER]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "fault"),
+    [
+        ("It is a good sentence (e.g. this one), with 3.5 commas.", None),
+        ('He said: "It is done."', None),
+        ("it begins in the middle of something.", "no full sentence"),
+        ("It has no end", "no full sentence"),
+        ("It ends in a list:", "no full sentence"),
+        ("It holds x = 3 for all of them.", "symbols"),
+        ("It calls river(3) of the town.", "symbols"),
+        ("It opens a bracket (and never closes it.", "symbols"),
+        ("It holds a name_with_underscores in the middle.", "symbols"),
+        ("It is to be found at www.example.org by all.", "web address"),
+        ("The Copyright is held by all of the people.", "licence"),
+        ("See below.", "too short or long a sentence"),
+        ("The " + "very " * 120 + "old mill.", "too short or long a sentence"),
+        ("The RiverBank of torch.nn is a MillHouse.", "identifiers"),
+    ],
+)
+def test_faults_of_sentences(sentence: str, fault: str | None) -> None:
+    assert sentence_fault(sentence) == fault
+
+
+def test_what_is_dropped_is_counted_by_reason() -> None:
+    dropped: Counter[str] = Counter()
+    terms = "Rivers, mills, bridges, boats, banks, towns, valleys, roads, grain, seas, owners, wheels, weirs, locks, "
+    text = f"{RIVER}\n\nToo short it is.\n\n* x = 3 is a formula.\n\n* {terms}{terms.lower()}and barges."
+    assert list(sequences(text, dropped)) == [RIVER]
+    assert dropped == {"too few words": 1, "no full sentence": 1, "not English": 1}
+
+
+def test_abbreviations_end_no_sentence() -> None:
+    assert docs_corpus.split_sentences("Ask e.g. The Miller. He knows J. Smith et al. (Not us.) Why?") == [
+        "Ask e.g. The Miller.",
+        "He knows J. Smith et al. (Not us.)",
+        "Why?",
+    ]
+
+
+# --- files ---
+
+
+def test_docstrings_are_found_wherever_python_keeps_them_and_nothing_is_executed(tmp_path: Path) -> None:
+    source = f'''"""{RIVER}"""
+import sys
+sys.exit("executed")
+class Town:
+    """{MILL}"""
+    if True:
+        async def bridge(self):
+            """{BRIDGE}"""
+            text = """{RIVER.replace("river", "canal")}"""
+add_docstring(sys.exit, """
+    Leave the town.
+
+    {MILL.replace("mill", "tower")}
+    """)
+'''
+    found_in_file = harvested(make_package(tmp_path, {"town.py": source})).sequences
+    assert found_in_file == [RIVER, MILL, BRIDGE, f"Leave the town. {MILL.replace('mill', 'tower')}"]
+
+
+def test_which_files_are_read(tmp_path: Path) -> None:
+    metadata = f"Metadata-Version: 2.1\nName: town\nSummary: {BRIDGE}\n\n# Town\n\n{MILL}\n"
+    unwanted = ["LICENSE.md", "licenses/a.txt", "tests/a.md", "site-packages/a.md", "a.dist-info/top.txt", "a.rs"]
+    files = {name: BRIDGE for name in unwanted}
+    files |= {"b/README.rst": RIVER, "a.dist-info/METADATA": metadata}
+    assert harvested(make_package(tmp_path, files)).sequences == [MILL, RIVER]
+
+
+def test_a_single_file_is_a_package(tmp_path: Path) -> None:
+    page = make_package(tmp_path, {"page.md": RIVER}) / "page.md"
+    assert harvested(page) == docs_corpus.Harvest([RIVER])
+
+
+def test_bad_files_are_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docs_corpus, "MAX_FILE_BYTES", 1000)
+    bad = {
+        "syntax.py": f'"""{RIVER}"""\nthis is no Python',
+        "null.py": b"\0" * 100,
+        "deep.py": "x = " + "-" * 900 + "(" * 90,
+        "latin.py": f'"""{RIVER} Caf'.encode() + b'\xe9."""',
+        "coding.py": f'# coding: klingon\n"""{RIVER}"""',
+        "binary.txt": bytes(range(256)),
+        "large.md": RIVER * 10,
+        "empty.py": "",
+        "empty.md": "",
+        "nothing.txt": " \n\t\n",
+        "good.py": f'"""{RIVER}"""',
+    }
+    make_package(tmp_path, bad)
+    (tmp_path / "dangling.md").symlink_to("nowhere")
+    (tmp_path / "folder.py").mkdir()
+    os.mkfifo(tmp_path / "pipe.md")
+    result = harvested(tmp_path)
+    assert result.sequences == [RIVER]
+    assert result.skipped == {"syntax error": 3, "undecodable": 3, "unreadable": 2, "too large": 1}
+
+
+def test_unreadable_files_and_folders_are_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_package(tmp_path, {"closed/a.md": MILL, "good.md": RIVER, "secret.md": BRIDGE})
+    read, scan = Path.read_bytes, os.scandir
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name == "secret.md":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    def scandir(path: str) -> object:  # tests may run as root, for whom no mode is unreadable
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(os, "scandir", scandir)
+    result = harvested(tmp_path)
+    assert result.sequences == [RIVER]
+    assert result.skipped == {"unreadable": 2}
+
+
+def test_invalid_escapes_of_others_are_no_warning_of_ours(tmp_path: Path) -> None:
+    assert harvested(make_package(tmp_path, {"a.py": f'"""{RIVER}"""\nx = "\\d"\n'})).sequences == [RIVER]
+
+
+# --- the same bytes ---
+
+
+def test_processes_and_hash_seeds_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {f"{name}.md": f"{RIVER}\n\n{MILL}\n\nThe {name} is x = 3." for name in "abcdefghijklmnopqrstuvwxyz"}
+    package = make_package(tmp_path, files)
+    monkeypatch.setenv("PYTHONHASHSEED", "12345")  # of the worker processes
+    one, two = harvested(package, workers=1), harvested(package, workers=2)
+    assert one == two
+    assert len(one.sequences) == 52
+
+
+def test_the_order_in_which_a_folder_lists_its_files_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = make_package(tmp_path, {"b.md": MILL, "a/x.md": BRIDGE, "c/x.md": BRIDGE + " Yes.", "a.md": RIVER})
+    walk = os.walk
+
+    def reversed_walk(*args: object, **options: object) -> object:
+        for folder, folders, names in walk(*args, **options):
+            folders.sort(reverse=True)
+            yield folder, folders, sorted(names, reverse=True)
+
+    forward = harvested(package).sequences
+    monkeypatch.setattr(os, "walk", reversed_walk)
+    assert harvested(package).sequences == forward
+    assert forward[:2] == [RIVER, MILL]
+
+
+def test_content_hashes_are_pinned() -> None:
+    """A changed hash would move sequences between training and validation of corpora that exist."""
+    assert content_hash("The river.", b"valid") == pytest.approx(0xF5241C62E1B097F7 / 2**64, abs=1e-15)
+    assert content_hash("The river.", b"sample") == pytest.approx(0x908870305D3475D5 / 2**64, abs=1e-15)
+
+
+def test_split_is_stable_disjoint_and_of_the_right_size() -> None:
+    some = [f"Sequence {number}" for number in range(10_000)]
+    train, valid = split(some, 0.1)
+    assert sorted(train + valid) == sorted(some)
+    assert abs(len(valid) - 1000) < 120  # four standard deviations
+    more_train, more_valid = split([f"Other {number}" for number in range(1000)] + some[::-1], 0.1)
+    assert set(valid) <= set(more_valid)
+    assert set(train) <= set(more_train)
+    assert set(valid) < set(split(some, 0.2)[1])
+
+
+def test_sample_fits_and_grows_by_adding() -> None:
+    some = [f"Sequence {number:04d}" for number in range(1000)]  # 14 bytes a line
+    small, large = sample(some, 1400), sample(some, 7013)
+    assert (len(small), len(large)) == (100, 500)
+    assert set(small) < set(large)
+    assert small == sorted(small)
+    assert small != some[:100]
+    assert abs(sum(sequence in set(some[:500]) for sequence in small) - 50) < 20  # four standard deviations
+    assert sample(some, 14_000) == some
+
+
+# --- the command ---
+
+
+def test_main_writes_both_files_and_says_what_it_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {"a.md": f"{RIVER}\n\n{MILL}", "b.md": f"{RIVER}\n\n{BRIDGE}\n\nx = 3", "c.py": "("}
+    package = make_package(tmp_path / "package", files)
+    output, valid = tmp_path / "corpus.txt", tmp_path / "valid.txt"
+    output.write_text("older\n")
+    monkeypatch.setattr(docs_corpus, "content_hash", lambda text, purpose: 0.01 if text == MILL else 0.5)
+    run_main(monkeypatch, "--output", output, "--valid-output", valid, "--packages", package)
+    assert output.read_text() == f"{RIVER}\n{BRIDGE}\n"
+    assert valid.read_text() == f"{MILL}\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt", "package", "valid.txt"]
+    printed = capsys.readouterr()
+    assert printed.out == (
+        "read 3 files, skipped 1 syntax error\n"
+        f"kept sequences: {output} 2 (0.00 MB), {valid} 1 (0.00 MB)\n"
+        "dropped sequences: 1 repeated, 0 over --max-megabytes; sentences: 1 no full sentence\n"
+    )
+    assert printed.err == ""  # no progress bar where there is no terminal
+
+
+def test_main_caps_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = make_package(tmp_path / "package", {"a.md": f"{RIVER}\n\n{MILL}\n\n{BRIDGE}"})
+    run_main(monkeypatch, "--output", tmp_path / "x", "--packages", package, "--max-megabytes", "0.00025")
+    lines = (tmp_path / "x").read_text().splitlines()
+    assert len(lines) == 2
+    assert set(lines) < {RIVER, MILL, BRIDGE}
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = make_package(tmp_path / "package", {"a.md": RIVER})
+    output = tmp_path / "corpus.txt"
+    output.write_text("older\n")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConfigError, match="No space left on device"):
+        run_main(monkeypatch, "--output", output, "--packages", package)
+    assert output.read_text() == "older\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt", "package"]
+
+
+@pytest.mark.parametrize("content", ["", "x = 3"])
+def test_no_prose_is_an_error_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    package = make_package(tmp_path / "package", {"a.md": content})
+    with pytest.raises(DataError, match=r"corpus\.txt would be empty: read more --packages"):
+        run_main(monkeypatch, "--output", tmp_path / "corpus.txt", "--packages", package)
+    assert [path.name for path in tmp_path.iterdir()] == ["package"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"valid_fraction": 0.0}, "--valid-fraction 0.0: must lie between 0 and 1"),
+        ({"valid_fraction": 1.0}, "--valid-fraction 1.0: must lie between 0 and 1"),
+        ({"max_megabytes": 0.0}, "--max-megabytes 0.0: must be more than 0"),
+        ({"workers": 0}, "--workers 0: must be at least 1"),
+        ({"output": Path(".")}, "--output .: is a folder; name a file"),
+        ({"output": Path("no/where")}, "--output no/where: lies in a folder that doesn't exist; create it"),
+        ({"valid_output": Path("no/where")}, "--valid-output no/where: lies in a folder that doesn't exist; create it"),
+        ({"valid_output": Path("x/../corpus.txt")}, "--valid-output x/../corpus.txt: must differ from --output"),
+        ({"packages": (Path("no"),)}, "--packages no: doesn't exist"),
+    ],
+)
+def test_bad_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        Options(**({"output": Path("corpus.txt")} | change))
+    assert str(caught.value) == message
+
+
+def test_every_flag_is_a_decision() -> None:
+    assert list(Options.__dataclass_fields__) == [
+        "output", "valid_output", "valid_fraction", "packages", "max_megabytes", "workers",
+    ]  # fmt: skip
+
+
+def test_default_packages_are_site_packages_and_the_standard_library() -> None:
+    folders = docs_corpus.installed_packages()
+    assert {Path(pytest.__file__).resolve().parents[1], Path(os.__file__).resolve().parent} <= set(folders)
+    assert len(folders) == len(set(folders))
