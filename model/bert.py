@@ -149,8 +149,8 @@ def initialise(module: nn.Module, config: BertConfig) -> None:
             child.bias.zero_()
         if isinstance(child, nn.Embedding) and child.padding_idx is not None:
             child.weight[child.padding_idx].zero_()
-        if isinstance(child, Embeddings) and config.sinusoidal_positions:
-            child.position.weight.copy_(sinusoids(config.max_position_embeddings, config.hidden_size))
+    if isinstance(module, Encoder) and config.sinusoidal_positions:
+        module.embeddings.position.weight.copy_(sinusoids(config.max_position_embeddings, config.hidden_size))
 
 
 def sinusoids(positions: int, width: int) -> Tensor:

@@ -94,10 +94,12 @@ def chosen_kernels(monkeypatch: Any, choice: str) -> Iterator[None]:
     with monkeypatch.context() as patch:
         patch.setenv("DILBERT_KERNELS", choice)
         kernels.selected.cache_clear()
-        yield
-    kernels.selected.cache_clear()
+        try:
+            yield
+        finally:
+            kernels.selected.cache_clear()
 
 
 def largest(difference: Tensor) -> float:
     """Largest absolute value."""
-    return float(difference.abs().max())
+    return float(difference.detach().abs().max())
