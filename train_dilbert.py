@@ -72,9 +72,8 @@ def train(
         DilbertError: whatever keeps it from starting or going on, with its exit code.
         Stopped: at `--stop-at-step`.
     """
-    raw_config = ds_config.load(paths.deepspeed_config)
+    raw_config = ds_config.load(paths.deepspeed_config, distributed.device_type())
     world = distributed.start()
-    ds_config.check_device(raw_config, world.device.type)
     folder = RunFolder(paths.output)
 
     # Models and data, and whether they belong together.

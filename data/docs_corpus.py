@@ -70,11 +70,10 @@ DIRECTIVE = re.compile(r"\.\.( |$)|\S.*::$")  # the latter heads a literal block
 ADMONITION = re.compile(r"\.\. (note|warning|tip|hint|important|caution|attention|danger|admonition|seealso)::")
 UNDERLINE = re.compile(r"([=\-~^\"'#*+`.:_])\1{2,}$")
 ONE_LINER = re.compile(
-    r"""[|+<]|\#{1,6}\s|\[?!\[|\{[%{]             # a table row, an HTML tag, a heading, an image, a template
+    r"""[|<]|\+[-=]|\#{1,6}\s|\[?!\[|\{[%{]       # a table row, an HTML tag, a heading, an image, a template
     |.*\S\ {3,}\S|.*\|.*\|                        # columns
     |[=-]{2,}[ =-]*$                              # borders
     |\*{0,2}[\w.]+(,\s*\*{0,2}[\w.]+)*\s+:(\s|$)  # a parameter with its type: `x, y : array_like, optional`
-    |:r?type\b                                    # the same in the style of Sphinx
     """,
     re.VERBOSE,
 )
@@ -103,9 +102,8 @@ def block_length(lines: Sequence[str], at: int) -> int:
         return count_until(lines, at, lambda other: not other.strip())
     if DIRECTIVE.match(line):
         return count_until(lines, at + 1, lambda other: bool(other.strip()) and margin(other) <= margin(lines[at])) + 1
-    if at + 1 < len(lines) and UNDERLINE.match(lines[at + 1].strip()):
-        return 2
-    return int(len(line) > MAX_CHARACTERS or bool(ONE_LINER.match(line) or UNDERLINE.match(line)))
+    is_heading = at + 1 < len(lines) and UNDERLINE.match(lines[at + 1].strip())
+    return int(bool(is_heading or UNDERLINE.match(line) or ONE_LINER.match(line) or len(line) > MAX_CHARACTERS))
 
 
 def count_until(lines: Sequence[str], start: int, ends: Callable[[str], bool]) -> int:

@@ -9,6 +9,7 @@ temporary folder, syncs and hashes its own files; then rank 0 writes the manifes
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Iterator
@@ -136,6 +137,8 @@ def load(engine: Any, checkpoint: Checkpoint) -> None:
     with weights_only():
         try:
             loaded, _ = engine.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(f"{checkpoint.path}: holds more than weights, and is not loaded: {error}") from error
         except (RuntimeError, ValueError, KeyError, AssertionError) as error:
             raise CheckpointError(f"{checkpoint.path}: can't be loaded: {error}") from error
     if loaded is None or engine.global_steps != checkpoint.step:

@@ -36,6 +36,11 @@ class World:
         return self.rank == 0
 
 
+def device_type() -> str:
+    """What this machine trains on: "cuda" or "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def start() -> World:
     """Join the process group; must come before anything that allocates on a device."""
     deepspeed_logger.setLevel(os.environ.get("DS_LOG_LEVEL", "error").upper())
@@ -45,7 +50,7 @@ def start() -> World:
     # On CPUs DeepSpeed would build an extension for minutes, and leak 66 MB of shared memory a rank at every run.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     local_rank = int(os.environ["LOCAL_RANK"])
-    if torch.cuda.is_available():
+    if device_type() == "cuda":
         torch.cuda.set_device(local_rank)
         device = torch.device("cuda", local_rank)
     else:

@@ -76,8 +76,11 @@ UNSUPPORTED_KEYS = {
 AUTO_PATHS = ("gradient_accumulation_steps", "scheduler.params.total_num_steps", "scheduler.params.warmup_num_steps")
 
 
-def load(path: Path) -> Json:
-    """Read a DeepSpeed JSON file and check all that does not depend on the launch.
+def load(path: Path, device: str) -> Json:
+    """Read a DeepSpeed JSON file and check all that does not depend on the number of ranks.
+
+    Args:
+        device: "cpu" or "cuda", what it will train on.
 
     Raises:
         ConfigError: not JSON, or a key or value that DeepSpeed would pass over or misread; the key is named.
@@ -93,6 +96,7 @@ def load(path: Path) -> Json:
     try:
         for check in (_check_keys, _check_auto, _check_values, _check_precision, _check_optimizer, _check_scheduler):
             check(config)
+        _check_device(config, device)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return config
@@ -208,19 +212,13 @@ def _check_scheduler(config: Json) -> None:
         )
 
 
-def check_device(config: Json, device: str) -> None:
-    """Refuse what would compile for minutes, or fail, on this kind of device.
-
-    Raises:
-        ConfigError: names the key.
-    """
+def _check_device(config: Json, device: str) -> None:
+    """On a CPU, DeepSpeed would try to build FusedAdam for minutes."""
     optimizer = config["optimizer"]
+    adam = optimizer["type"].lower() in ("adam", "adamw") and not optimizer["params"].get("torch_adam")
     offload = config.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
-    if device == "cpu" and not offload and optimizer["type"].lower() in ("adam", "adamw"):
-        if not optimizer.get("params", {}).get("torch_adam"):
-            raise ConfigError(
-                "key 'optimizer.params.torch_adam': must be true on a CPU; DeepSpeed would try to build FusedAdam"
-            )
+    if device == "cpu" and adam and not offload:
+        raise ConfigError("key 'optimizer.params.torch_adam': must be true on a CPU, FusedAdam is for GPUs")
 
 
 def batch_sizes(config: Json, ranks: int) -> Json:

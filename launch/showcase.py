@@ -1,6 +1,6 @@
 """What a distillation achieved, for people: masked words filled in by teacher and student, and a table of figures.
 
-    python -m launch.showcase --teacher T --before STUDENT0 --after STUDENT --run RUN --data VALID --train-data TRAIN
+python -m launch.showcase --teacher T --before STUDENT0 --after STUDENT --run RUN --data VALID --train-data TRAIN
 """
 
 import json
@@ -74,11 +74,23 @@ def figures(arguments: Arguments) -> list[tuple[str, ...]]:
     data = HeldOut(dataset, vocabulary, MaskingSettings(), counts)
     teacher = DilBertForMaskedLM.from_pretrained(arguments.teacher)
     rows = [("", "parameters", "held-out MLM loss", "masked words right", "agrees with teacher")]
-    for title, name in (("teacher", arguments.teacher), ("student before", arguments.before), ("student", arguments.after)):
+    for title, name in (
+        ("teacher", arguments.teacher),
+        ("student before", arguments.before),
+        ("student", arguments.after),
+    ):
         model = DilBertForMaskedLM.from_pretrained(name)
         measured = held_out(Distiller(model, teacher, Objective()), data, 32)
         size = sum(p.numel() for p in model.parameters())
-        rows.append((title, f"{size:,}", f"{measured['loss_mlm']:.4f}", f"{measured['accuracy']:.1%}", f"{measured['agreement']:.1%}"))
+        rows.append(
+            (
+                title,
+                f"{size:,}",
+                f"{measured['loss_mlm']:.4f}",
+                f"{measured['accuracy']:.1%}",
+                f"{measured['agreement']:.1%}",
+            )
+        )
     return rows
 
 

@@ -37,7 +37,9 @@ def make_models(folder: Path, **changes: Any) -> tuple[Path, Path]:
     return folder / "teacher", folder / "student"
 
 
-def config_file(path: Path, stage: int = 1, micro: int = 4, batch: int = 16, precision: str = "fp32", **more: Any) -> Path:
+def config_file(
+    path: Path, stage: int = 1, micro: int = 4, batch: int = 16, precision: str = "fp32", **more: Any
+) -> Path:
     """A DeepSpeed JSON like those in ds_configs, for a tiny batch; a value of None removes its key."""
     config: dict[str, Any] = {
         "train_batch_size": batch,

@@ -209,5 +209,5 @@ def test_auto_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    with chosen_kernels(monkeypatch, "fastest"), pytest.raises(ConfigError, match="DILBERT_KERNELS=fastest.*auto"):
+    with chosen_kernels(monkeypatch, "fastest"), pytest.raises(ConfigError, match=r"DILBERT_KERNELS=fastest.*auto"):
         kernels.selected()

@@ -70,19 +70,41 @@ def test_long_paragraphs_are_cut_between_sentences() -> None:
 @pytest.mark.parametrize(
     "block",
     [
-        ">>> the_river(is_deep=True)\nThe answer of the code is a full sentence and yet it is no more than its output.",
-        "```python\nThe code is fenced, so that whatever is in it is code and will not be taken for a sentence.\n\n```",
-        "For example::\n\n    The literal block is indented, and all that is in it is code until the margin is back.\n",
-        ".. code-block:: text\n\n    The directive has a body, and all that is in it is code until the margin is back.\n",
-        "| The rows of a table | are no sentences | even if there are a lot of words in each of them as there are here. |",
-        "=====  =====\nThe rows    of a table are no sentences even if there are a lot of words in each of them as here.\n",
-        "The heading of a section that is so long that it could be taken for a sentence by all but the most careful.\n---",
-        "# The heading of a section that is so long that it could be taken for a sentence by all but the most careful.",
-        "<p>The markup of the web is no prose even if there are a lot of words in each of them as there are here.</p>",
+        f">>> the_river(is_deep=True)\nIt is. {MILL}",
+        f"```python\n\n{MILL}\n\n```",
+        f"~~~\n\n{MILL}\n\n~~~",
+        f"For example::\n\n    {MILL}\n\n    {MILL}",
+        f".. code-block:: text\n\n    {MILL}",
+        f"| {MILL} |",
+        f"A | {MILL} | B",
+        "A    " + MILL,
+        f"{MILL}\n------",
+        f"======\n{MILL}\n======",
+        f"# {MILL}",
+        f"{MILL} " * 45,  # more than 5,000 characters in a line
+        f"{MILL}\n" * 45,  # in a paragraph
     ],
 )
-def test_blocks_that_are_no_prose_are_left_out_and_end_the_sequence(block: str) -> None:
-    assert found(f"Describe the river.\n\n{block}\n\n{RIVER}") == [RIVER]
+def test_blocks_that_are_no_prose_are_left_out(block: str) -> None:
+    assert found(f"{RIVER}\n\n{block}\n\n{BRIDGE}") == [RIVER, BRIDGE]
+
+
+@pytest.mark.parametrize("line", ["<p>", "+----+---+", "![image](river.png)", "{% if river %}", "# The mill"])
+def test_lines_that_are_no_prose_part_paragraphs(line: str) -> None:
+    assert found(f"Describe it.\n\n{line}\n{MILL}\n{line}\n{RIVER}") == [MILL, RIVER]
+
+
+@pytest.mark.parametrize("between", ["\n    ", "\n* ", "\n1. ", "\n\n", " It holds x = 3. "])
+def test_what_does_not_read_on_is_parted(between: str) -> None:
+    assert found(f"* {RIVER}{between}{MILL}") == [RIVER, MILL] if between != "\n    " else [f"{RIVER} {MILL}"]
+    assert found(f"{RIVER}{between}{MILL}") == [RIVER, MILL]
+    assert found(f"* {RIVER}\n{MILL}") == [RIVER, MILL]
+
+
+def test_sequences_have_at_least_20_words() -> None:
+    nineteen = " ".join(RIVER.split()[:18]) + " sea."
+    assert (len(nineteen.split()), found(nineteen)) == (19, [])
+    assert found(f"Old {nineteen}".replace("The", "the")) == [f"Old {nineteen}".replace("The", "the")]
 
 
 @pytest.mark.parametrize(
@@ -200,16 +222,15 @@ def test_a_single_file_is_a_package(tmp_path: Path) -> None:
     assert harvested(page) == docs_corpus.Harvest([RIVER])
 
 
-def test_bad_files_are_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(docs_corpus, "MAX_FILE_BYTES", 1000)
+def test_bad_files_are_skipped_and_counted(tmp_path: Path) -> None:
     bad = {
         "syntax.py": f'"""{RIVER}"""\nthis is no Python',
         "null.py": b"\0" * 100,
-        "deep.py": "x = " + "-" * 900 + "(" * 90,
+        "deep.py": "x = 1" + " + 1" * 100_000,
         "latin.py": f'"""{RIVER} Caf'.encode() + b'\xe9."""',
         "coding.py": f'# coding: klingon\n"""{RIVER}"""',
         "binary.txt": bytes(range(256)),
-        "large.md": RIVER * 10,
+        "large.md": f"{RIVER}\n\n" * 40_000,
         "empty.py": "",
         "empty.md": "",
         "nothing.txt": " \n\t\n",
@@ -264,7 +285,9 @@ def test_processes_and_hash_seeds_change_nothing(tmp_path: Path, monkeypatch: py
 def test_the_order_in_which_a_folder_lists_its_files_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = make_package(tmp_path, {"b.md": MILL, "a/x.md": BRIDGE, "c/x.md": BRIDGE + " Yes.", "a.md": RIVER})
+    numbered = [MILL.replace("two", number) for number in ("three", "four", "five", "six", "seven", "eight", "nine")]
+    files = {f"{letter}/x.md": text for letter, text in zip("cgafebd", numbered, strict=True)}
+    package = make_package(tmp_path, files | {"b.md": BRIDGE, "a.md": RIVER})
     walk = os.walk
 
     def reversed_walk(*args: object, **options: object) -> object:
@@ -272,10 +295,10 @@ def test_the_order_in_which_a_folder_lists_its_files_changes_nothing(
             folders.sort(reverse=True)
             yield folder, folders, sorted(names, reverse=True)
 
-    forward = harvested(package).sequences
+    expected = [RIVER, BRIDGE, *(text for _, text in sorted(files.items()))]
+    assert harvested(package).sequences == expected
     monkeypatch.setattr(os, "walk", reversed_walk)
-    assert harvested(package).sequences == forward
-    assert forward[:2] == [RIVER, MILL]
+    assert harvested(package).sequences == expected
 
 
 def test_content_hashes_are_pinned() -> None:

@@ -89,7 +89,9 @@ def test_resume_is_bit_for_bit(models, dataset_folder, tmp_path):
             torch.load(folder / "checkpoints" / checkpoint.tag(20) / name, weights_only=False)["optimizer_state_dict"]
             for folder in (whole, halves)
         )
-        for mine, theirs in zip(a["single_partition_of_fp32_groups"], b["single_partition_of_fp32_groups"], strict=True):
+        for mine, theirs in zip(
+            a["single_partition_of_fp32_groups"], b["single_partition_of_fp32_groups"], strict=True
+        ):
             assert torch.equal(mine, theirs)
 
 
@@ -113,7 +115,9 @@ def test_held_out_figures_do_not_depend_on_ranks(still_models, dataset_folder, t
         run(ranks, flags(config, dataset_folder, still_models, output, *more))
         rows = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
         figures.append({k: v for row in rows for k, v in row.items() if k.startswith("valid_")})
-    assert figures[0].keys() == figures[1].keys() >= {"valid_loss", "valid_loss_mlm", "valid_agreement", "valid_accuracy"}
+    assert (
+        figures[0].keys() == figures[1].keys() >= {"valid_loss", "valid_loss_mlm", "valid_agreement", "valid_accuracy"}
+    )
     for name, value in figures[0].items():
         assert figures[1][name] == pytest.approx(value, rel=1e-5), name
 

@@ -1,4 +1,4 @@
-"""Small random models of `transformers`, the same ones of ours, and sequences for both: packed for us, padded for them."""
+"""Small random models of `transformers`, the same ones of ours, and sequences: packed for us, padded for them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +13,7 @@ from model.config import BertConfig
 from model.pretrained import DilBertForMaskedLM
 
 transformers.utils.logging.disable_progress_bar()
+torch.set_num_threads(1)  # on models this small, threads only wait for each other
 
 VOCABULARY = 53
 POSITIONS = 24

@@ -1,0 +1,355 @@
+"""What a user can do wrong with train_dilbert.py: an exit code, and a message that names the place and the cure."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SPECIALS, VOCABULARY, WORDS, write_vocabulary
+from jobs import config_file, flags, make_models
+from ranks import read_log, run_ranks, train
+
+from data import binarize
+from data.manifest import CleaningRules
+from launch import checkpoint
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return make_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, models, dataset_folder) -> Path:
+    """A run of 4 steps with checkpoints after 2 and 4, one rank, stage 1."""
+    folder = tmp_path_factory.mktemp("finished")
+    argv = flags(config_file(folder / "c.json"), dataset_folder, models, folder / "run", "--max-steps", "4")
+    (code, output), *_ = run_ranks(1, train, [*argv, "--checkpoint-interval", "2"])
+    assert code == 0, output
+    return folder
+
+
+def start(argv: list[str], ranks: int = 1) -> tuple[int, str]:
+    return run_ranks(ranks, train, argv)[0]
+
+
+def refused(argv: list[str], code: int, *words: str) -> str:
+    """The start fails with this exit code, says all these words, and shows no traceback."""
+    found, output = start(argv)
+    assert found == code, output
+    assert "Traceback" not in output
+    for word in words:
+        assert word in output, output
+    return output
+
+
+def dataset_by(tmp_path: Path, texts: tuple[Path, ...], tokens: tuple[str, ...]) -> Path:
+    """The texts as a dataset by another vocabulary."""
+    tokenizer = write_vocabulary(tmp_path / "other", tokens)
+    binarize.binarize(binarize.Files(texts, str(tokenizer), tmp_path / "data", 1), CleaningRules(max_unknown=2.0))
+    return tmp_path / "data"
+
+
+# --- before anything is loaded ---
+
+
+def test_nothing_given_says_what_is_missing(models):
+    output = refused(
+        [], 2, "--deepspeed-config", "--data", "--student", "--output", "A full example", "deepspeed train_dilbert.py"
+    )
+    assert "--teacher " not in output.split("A full example")[0], "the teacher is not required"
+
+
+def test_unknown_flag(models, dataset_folder, tmp_path):
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-step", "4")
+    refused(argv, 2, "--max-step", "did you mean '--max-steps'?")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ([], ["--max-steps", "--epochs"]),
+        (["--max-steps", "4", "--epochs", "1"], ["--max-steps", "--epochs"]),
+        (["--max-steps", "0"], ["--max-steps 0", "positive"]),
+        (["--max-steps", "4", "--warmup-steps", "9"], ["--warmup-steps 9", "4 steps"]),
+        (["--max-steps", "4", "--temperature", "0"], ["--temperature 0"]),
+        (["--max-steps", "4", "--alpha-ce", "-1"], ["--alpha-ce -1"]),
+        (["--max-steps", "4", "--word-mask", "0.9"], ["--word-mask 0.9", "add up to 1"]),
+        (["--max-steps", "4", "--log-interval", "0"], ["--log-interval 0"]),
+        (["--max-steps", "many"], ["--max-steps", "many"]),
+    ],
+)
+def test_bad_values(more, words, models, dataset_folder, tmp_path):
+    refused(flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", *more), 2, *words)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"gradient_cliping": 1.0}, ["gradient_cliping", "did you mean 'gradient_clipping'?"]),
+        ({"gradient_clipping": -1}, ["gradient_clipping", "-1"]),
+        ({"train_micro_batch_size_per_gpu": 3}, ["16", "3", "1 rank"]),
+        ({"zero_optimization": {"stage": 3}}, ["zero_optimization.stage", "3"]),
+        ({"zero_optimization": {"stage": 0}, "fp16": {"enabled": True}}, ["fp16", "ZeRO"]),
+        ({"zero_optimization": {"stage": 0}, "bf16": {"enabled": True}}, ["bf16", "ZeRO"]),
+        ({"steps_per_print": "auto"}, ["steps_per_print", "auto"]),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}, ["torch_adam", "CPU"]),
+        ({"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}}, ["optimizer.params.lr"]),
+        ({"scheduler": {"type": "WarmupDecayLR", "params": {"warmup_type": "linear", "warmup_max_lr": 0.1,
+                                                            "total_num_steps": "auto"}}}, ["warmup_max_lr"]),  # fmt: skip
+        ({"scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": "auto"}}}, ["warmup_type", "linear"]),
+    ],
+)  # fmt: skip
+def test_bad_deepspeed_json(change, words, models, dataset_folder, tmp_path):
+    config = config_file(tmp_path / "c.json", **change)
+    if "1 rank" not in words:  # what depends on the launch is no fault of the file
+        words = [str(config), *words]
+    refused(flags(config, dataset_folder, models, tmp_path / "run", "--max-steps", "4"), 2, *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_broken_json_names_the_line(models, dataset_folder, tmp_path):
+    (tmp_path / "c.json").write_text('{\n  "train_batch_size": 16,\n}\n')
+    argv = flags(tmp_path / "c.json", dataset_folder, models, tmp_path / "run", "--max-steps", "4")
+    refused(argv, 2, "c.json", "line 3")
+    refused(flags(tmp_path / "none.json", dataset_folder, models, tmp_path / "run", "--max-steps", "4"), 2, "none.json")
+
+
+# --- models and data that don't belong together ---
+
+
+def test_missing_folders(models, dataset_folder, tmp_path):
+    config = config_file(tmp_path / "c.json")
+    refused(flags(config, tmp_path / "no", models, tmp_path / "run", "--max-steps", "4"), 3, "no", "dataset")
+    refused(
+        flags(config, dataset_folder, (models[0], Path("./nowhere")), tmp_path / "run", "--max-steps", "4"),
+        2,
+        "nowhere",
+    )
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused(flags(config, dataset_folder, (models[0], empty), tmp_path / "run", "--max-steps", "4"), 2, "config.json")
+    refused(flags(config, dataset_folder, (empty, models[1]), tmp_path / "run", "--max-steps", "4"), 2, "config.json")
+
+
+def test_other_vocabulary(models, texts, tmp_path):
+    data = dataset_by(tmp_path, texts, (*VOCABULARY, "more"))
+    argv = flags(config_file(tmp_path / "c.json"), data, models, tmp_path / "run", "--max-steps", "4")
+    refused(argv, 2, str(data), f"{len(VOCABULARY)}", f"{len(VOCABULARY) + 1}", "data.binarize")
+
+
+def test_other_tokenizer_of_the_same_size(models, texts, tmp_path):
+    data = dataset_by(tmp_path, texts, (*SPECIALS, *reversed(WORDS), *VOCABULARY[len(SPECIALS) + len(WORDS) :]))
+    argv = flags(config_file(tmp_path / "c.json"), data, models, tmp_path / "run", "--max-steps", "4")
+    refused(argv, 2, "another tokenizer", "binarize")
+
+
+def test_sequences_too_long(dataset_folder, tmp_path):
+    short = make_models(tmp_path, max_position_embeddings=16)
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, short, tmp_path / "run", "--max-steps", "4")
+    refused(argv, 2, "16 positions", "--max-length 16")
+
+
+def test_student_of_another_teacher(models, dataset_folder, tmp_path):
+    wide = make_models(tmp_path, hidden_size=48, num_attention_heads=3)
+    config = config_file(tmp_path / "c.json")
+    pair = (models[0], wide[1])
+    refused(
+        flags(config, dataset_folder, pair, tmp_path / "run", "--max-steps", "2"), 2, "hidden size 48", "--alpha-cos 0"
+    )
+    assert start(flags(config, dataset_folder, pair, tmp_path / "run", "--max-steps", "2", "--alpha-cos", "0"))[0] == 0
+
+
+def test_damaged_weights(models, dataset_folder, tmp_path):
+    student = tmp_path / "student"
+    shutil.copytree(models[1], student)
+    weights = student / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    argv = flags(
+        config_file(tmp_path / "c.json"), dataset_folder, (models[0], student), tmp_path / "run", "--max-steps", "4"
+    )
+    refused(argv, 4, "model.safetensors")
+
+
+def test_truncated_dataset(models, dataset_folder, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(dataset_folder, data)
+    (data / "00000.bin").write_bytes((data / "00000.bin").read_bytes()[:-2])
+    refused(flags(config_file(tmp_path / "c.json"), data, models, tmp_path / "run", "--max-steps", "4"), 3, "00000.bin")
+
+
+def test_id_outside_the_vocabulary_ends_the_run(models, dataset_folder, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(dataset_folder, data)
+    ids = bytearray((data / "00000.bin").read_bytes())
+    ids[2:4] = (60_000).to_bytes(2, "little")
+    (data / "00000.bin").write_bytes(ids)
+    argv = flags(
+        config_file(tmp_path / "c.json", batch=128, micro=32), data, models, tmp_path / "run", "--max-steps", "4"
+    )
+    refused(argv, 3, "60000", "--verify")
+
+
+# --- going on with a run ---
+
+
+def resumable(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_changed_settings_are_refused_by_name(finished, models, dataset_folder, tmp_path):
+    output = resumable(finished, tmp_path)
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, output, "--max-steps", "6")
+    refused([*argv, "--temperature", "3"], 2, "--temperature: was 2.0, is 3.0", "--allow-change")
+    refused([*argv, "--seed", "1"], 2, "--seed: was 0, is 1", "fingerprint")
+    other = config_file(tmp_path / "d.json", gradient_clipping=1.0)
+    refused(flags(other, dataset_folder, models, output, "--max-steps", "6"), 2, "gradient_clipping: was 5.0, is 1.0")
+    assert start([*argv, "--temperature", "3", "--allow-change", "temperature"])[0] == 0
+    assert [row["step"] for row in read_log(output)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_free_settings_may_change(finished, models, dataset_folder, tmp_path):
+    output = resumable(finished, tmp_path)
+    config = config_file(tmp_path / "other_name.json", micro=8)
+    assert start(flags(config, dataset_folder, models, output, "--max-steps", "5", "--log-interval", "5"))[0] == 0
+    assert read_log(output)[-1]["step"] == 5
+
+
+def test_a_finished_run_stays_finished(finished, models, dataset_folder, tmp_path):
+    output = resumable(finished, tmp_path)
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, output, "--max-steps", "4")
+    code, text = start(argv)
+    assert code == 0
+    assert "done: 4 steps" in text
+    assert (output / "DONE.json").exists()
+    assert [row["step"] for row in read_log(output)] == [1, 2, 3, 4]
+
+
+def test_changed_dataset_is_refused(finished, models, dataset_folder, texts, tokenizer_folder, tmp_path):
+    output = resumable(finished, tmp_path)
+    binarize.binarize(binarize.Files(texts[:2], str(tokenizer_folder), tmp_path / "data", 1), CleaningRules())
+    argv = flags(config_file(tmp_path / "c.json"), tmp_path / "data", models, output, "--max-steps", "6")
+    refused(argv, 2, "fingerprint")
+
+
+def test_a_damaged_checkpoint_is_skipped_and_named(finished, models, dataset_folder, tmp_path):
+    output = resumable(finished, tmp_path)
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, output, "--max-steps", "6")
+    damage(output / "checkpoints" / checkpoint.tag(4) / "mp_rank_00_model_states.pt")
+    code, text = start(argv)
+    assert code == 0, text
+    assert "mp_rank_00_model_states.pt" in text
+    assert "going on after step 2" in text
+    assert [row["step"] for row in read_log(output)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_no_whole_checkpoint_is_no_silent_restart(finished, models, dataset_folder, tmp_path):
+    output = resumable(finished, tmp_path)
+    for step in (2, 4):
+        damage(output / "checkpoints" / checkpoint.tag(step) / "mp_rank_00_model_states.pt")
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, output, "--max-steps", "6")
+    refused(argv, 4, "no checkpoint is whole", "mp_rank_00_model_states.pt")
+
+
+def test_fresh_moves_the_old_run_aside(finished, models, dataset_folder, tmp_path):
+    output = resumable(finished, tmp_path)
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, output, "--max-steps", "2", "--seed", "5")
+    assert start([*argv, "--fresh"])[0] == 0
+    assert (tmp_path / "run.old-1" / "DONE.json").exists()
+    assert [row["step"] for row in read_log(output)] == [1, 2]
+
+
+def test_other_ranks_or_stage_name_the_cure(finished, models, dataset_folder, tmp_path):
+    output = resumable(finished, tmp_path)
+    config = config_file(tmp_path / "c.json", stage=2)
+    refused(flags(config, dataset_folder, models, output, "--max-steps", "6"), 4, "stage 1", "stage 2")
+
+
+def damage(path: Path) -> None:
+    """Flip a byte in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_pickle_payload_in_a_checkpoint_does_not_run(finished, models, dataset_folder, tmp_path):
+    output = resumable(finished, tmp_path)
+    folder = output / "checkpoints" / checkpoint.tag(4)
+    path = folder / "mp_rank_00_model_states.pt"
+    state = torch.load(path, weights_only=False)
+    torch.save(state | {"payload": Payload(str(tmp_path / "ran"))}, path)
+    manifest = json.loads((folder / "MANIFEST.json").read_text())
+    manifest["files"][path.name] = [path.stat().st_size, checkpoint._sha256(path)]
+    (folder / "MANIFEST.json").write_text(json.dumps(manifest))
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, output, "--max-steps", "6")
+    refused(argv, 4, "more than weights", "mkdir")
+    assert not (tmp_path / "ran").exists()
+
+
+class Payload:
+    """What an attacker would put into a pickle."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (self.path,))
+
+
+def test_non_finite_loss_ends_with_5_and_keeps_the_checkpoint(dataset_folder, tmp_path):
+    from model.pretrained import DilBertForMaskedLM
+
+    pair = make_models(tmp_path)
+    student = DilBertForMaskedLM.from_pretrained(pair[1])
+    with torch.no_grad():
+        student.head.norm.weight.fill_(float("nan"))
+    student.save_pretrained(pair[1])
+    for stage in (0, 2):
+        config = config_file(tmp_path / "c.json", stage=stage)
+        refused(flags(config, dataset_folder, pair, tmp_path / f"run{stage}", "--max-steps", "2"), 5, "step 1", "nan")
+        assert not (tmp_path / f"run{stage}" / "DONE.json").exists()
+
+
+# --- every way to start ---
+
+
+def shell(words: list[str], **environment: str) -> subprocess.CompletedProcess:
+    clean = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    path = f"{Path(sys.executable).parent}:{clean['PATH']}"
+    return subprocess.run(
+        words, cwd=ROOT, env=clean | {"PATH": path} | environment, capture_output=True, text=True, timeout=200
+    )
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        [sys.executable, "train_dilbert.py"],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train_dilbert.py"],
+        ["deepspeed", "--num_gpus", "2", "--master_port", "29713", "train_dilbert.py", "--deepspeed"],
+    ],
+    ids=["python", "torchrun", "deepspeed"],
+)
+def test_launchers(launcher, models, dataset_folder, tmp_path):
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-steps", "2")
+    done = shell([*launcher, *argv])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["ranks"] == (
+        1 if "train_dilbert.py" == launcher[1] else 2
+    )
+    assert len(read_log(tmp_path / "run")) == 2
+
+
+def test_deepspeed_with_nothing_else():
+    done = shell(["deepspeed", "--num_gpus", "1", "--master_port", "29714", "train_dilbert.py"])
+    assert done.returncode != 0
+    assert "--student" in done.stdout + done.stderr
+    assert "A full example" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
