@@ -213,11 +213,13 @@ def headline(distiller: Distiller, config: dict, world: World, sequences: int, s
     )
 
 
+GROUPS = (Paths, Length, Objective, MaskingSettings, Freezing, Cadence, Start)
+
+
 def main() -> None:
     """Command line."""
     logging.basicConfig(format="%(message)s")
-    groups = (Paths, Length, Objective, MaskingSettings, Freezing, Cadence, Start)
-    settings = parse(DESCRIPTION, *groups, example=EXAMPLE, prog="train_dilbert.py")
+    settings = parse(DESCRIPTION, *GROUPS, example=EXAMPLE, prog="train_dilbert.py")
     try:
         train(*settings)
     finally:

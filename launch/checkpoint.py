@@ -24,6 +24,7 @@ from launch import commit
 from launch.errors import CheckpointError
 
 MANIFEST = "MANIFEST.json"
+MODEL_STATES = "mp_rank_00_model_states.pt"  # DeepSpeed's name: the module's weights in the training dtype
 _TAG = re.compile(r"step(\d{8,})")
 
 
@@ -110,6 +111,8 @@ def verify(path: Path) -> Checkpoint:
         checkpoint = Checkpoint(path, manifest["step"], manifest["ranks"], manifest["stage"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / MANIFEST}: can't be read: {error!r}") from error
+    if path.name != tag(checkpoint.step):
+        raise CheckpointError(f"{path / MANIFEST}: is of step {checkpoint.step}")
     for name, (size, digest) in files.items():
         file = path / name
         found = file.stat().st_size if file.is_file() else None
@@ -145,6 +148,42 @@ def load(engine: Any, checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{checkpoint.path}: loaded step {engine.global_steps}, expected {checkpoint.step}")
 
 
+def fp32_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """All parameters of the wrapped module in fp32, by name, put together from the optimizer shards of all ranks.
+
+    DeepSpeed's own `zero_to_fp32` does not know the files of its BF16_Optimizer (bf16, stage 1, fp32 accumulation);
+    the fragment map that every shard carries is the same for all of them.
+
+    Raises:
+        CheckpointError: shards or fragments are missing.
+    """
+    with weights_only():
+        weights = {name: value.float() for name, value in _load(checkpoint.path / MODEL_STATES)["module"].items()}
+        shards = sorted(checkpoint.path.glob("*_optim_states.pt"), key=_owner) if checkpoint.stage else []
+        fragments: dict[str, list[torch.Tensor]] = {}
+        for shard in shards:
+            state = _load(shard)["optimizer_state_dict"]
+            groups = zip(state["param_slice_mappings"], state["single_partition_of_fp32_groups"], strict=True)
+            for addresses, partition in groups:
+                for name, at in addresses.items():
+                    fragments.setdefault(name, []).append(partition[at.start : at.start + at.numel].clone())
+    if checkpoint.stage and len(shards) != checkpoint.ranks:
+        raise CheckpointError(f"{checkpoint.path}: {len(shards)} optimizer shards of {checkpoint.ranks} ranks")
+    for name, parts in fragments.items():
+        whole = torch.cat(parts)
+        if whole.numel() != weights[name].numel():
+            raise CheckpointError(f"{checkpoint.path}: {whole.numel()} of {weights[name].numel()} values of {name}")
+        weights[name] = whole.view(weights[name].shape)
+    return weights
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, OSError) as error:
+        raise CheckpointError(f"{path}: can't be loaded as weights: {error}") from error
+
+
 class weights_only:
     """While it is open, every `torch.load`, DeepSpeed's own included, refuses a pickle with more than weights in it."""
 
@@ -169,9 +208,14 @@ class weights_only:
 def _own_files(folder: Path, rank: int) -> Iterator[Path]:
     """Files that this rank wrote: DeepSpeed names optimizer shards by rank, all else is rank 0's."""
     for path in sorted(folder.rglob("*")):
-        owner = re.search(r"pp_rank_(\d+)_", path.name)
-        if path.is_file() and (int(owner[1]) if owner else 0) == rank:
+        if path.is_file() and _owner(path) == rank:
             yield path
+
+
+def _owner(path: Path) -> int:
+    """Rank that wrote a file."""
+    found = re.search(r"pp_rank_(\d+)_", path.name)
+    return int(found[1]) if found else 0
 
 
 def _sync_and_hash(path: Path) -> tuple[int, str]:

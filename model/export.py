@@ -57,15 +57,8 @@ def choose(folder: RunFolder, name: str | None) -> checkpoint.Checkpoint:
 
 
 def student_weights(source: checkpoint.Checkpoint) -> dict[str, Tensor]:
-    """The student's fp32 weights, by our names, put together from all ranks' shards."""
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    with checkpoint.weights_only():
-        if source.stage == 0:
-            whole = torch.load(source.path / "mp_rank_00_model_states.pt", map_location="cpu")["module"]
-        else:
-            whole = get_fp32_state_dict_from_zero_checkpoint(str(source.path.parent), tag=source.path.name)
-    return {name.removeprefix(PREFIX): value.float() for name, value in whole.items()}
+    """The student's fp32 weights, by our names."""
+    return {name.removeprefix(PREFIX): value for name, value in checkpoint.fp32_weights(source).items()}
 
 
 def load_student(config: BertConfig, source: checkpoint.Checkpoint) -> DilBertForMaskedLM:

@@ -1,6 +1,7 @@
 """The border to Hugging Face: the only table of its parameter names, and reading and writing of model folders."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -123,18 +124,11 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     name = next((name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if name is None:
         raise CheckpointError(f"{folder}: no weights ({WEIGHT_FILES[1]} or {WEIGHT_FILES[3]})")
-    try:
-        files = [name]
-        if name.endswith(".index.json"):
-            files = sorted(set(json.loads((folder / name).read_text())["weight_map"].values()))
-        state: dict[str, Tensor] = {}
-        for file in files:
-            state |= _read_file(folder / file)
-        if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
-            raise ValueError(f"'{other[0]}' is no tensor")
-        return state
-    except Exception as error:  # safetensors, torch and json each raise their own
-        raise CheckpointError(f"{folder / name}: can't be read as weights: {error}") from error
+    files = _shards(folder / name) if name.endswith(".index.json") else [name]
+    state: dict[str, Tensor] = {}
+    for file in files:
+        state |= _read_file(folder / file)
+    return state
 
 
 def write_folder(folder: Path, module: nn.Module, config: BertConfig) -> None:
@@ -161,10 +155,27 @@ def fetch(name: str) -> Path:
     return hub.fetch(name, ("config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"))
 
 
+def _shards(index: Path) -> list[str]:
+    """The files that an index of shards names."""
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: can't be read as an index of weight files: {error!r}") from error
+
+
 def _read_file(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's own message advises to load it unsafely
+        why = "damaged, or a pickle with more in it than weights, which could run code; ask for it as safetensors"
+        raise CheckpointError(f"{path}: refused: {why}") from error
+    except Exception as error:  # safetensors and torch each raise their own
+        raise CheckpointError(f"{path}: can't be read as weights, fetch it again: {error!r}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: holds something else than tensors by name")
+    return state
 
 
 def _canonical(state: Mapping[str, Tensor], model_type: str) -> dict[str, Tensor]:

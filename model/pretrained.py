@@ -79,6 +79,11 @@ class _Pretrained(Encoder):
         return hidden_BLD.view(B, L, -1)
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embeddings.word.weight.device
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return self.embeddings.word.weight.dtype

@@ -187,6 +187,17 @@ def test_faults_are_named(folder: Path, damage: Callable[[Path], None], message:
     assert any(message in fault for fault in faults_of(folder)), faults_of(folder)
 
 
+def test_a_document_that_ends_elsewhere_is_told_by_the_checksum(tiny: Path, tmp_path: Path) -> None:
+    """Ends 0, 2, 3 become 0, 1, 3: nothing else contradicts that."""
+    folder = shutil.copytree(tiny, tmp_path / "damaged")
+    index = bytearray((folder / "00000.idx").read_bytes())
+    assert np.frombuffer(index[-24:], "<i8").tolist() == [0, 2, 3]
+    index[-16] = 1
+    (folder / "00000.idx").write_bytes(index)
+    (fault,) = faults_of(folder)
+    assert fault.startswith(f"{folder}/00000.idx: checksum")
+
+
 def test_swapped_shards_of_equal_size_are_told_by_their_checksums(tmp_path: Path, tokenizer_folder: Path) -> None:
     for name, words in (("a", "the of and"), ("b", "to in a")):
         (tmp_path / f"{name}.txt").write_text(f"{words}\n")

@@ -175,7 +175,7 @@ def test_truncation_is_seen_at_opening(pair: Path, suffix: str) -> None:
     (17, b"\x63", "dtype code 99"),
     (17, b"\x04", "truncated"),
     (18, struct.pack("<Q", 1 << 60), "its header says"),
-    (26, struct.pack("<Q", 0), "truncated or damaged"),
+    (26, struct.pack("<Q", 0), "its header says"),
     (34, struct.pack("<i", -1), "sequence 0 has -1 tokens"),
     (34, struct.pack("<i", 2**31 - 1), "sequence 0 has 2,147,483,647 tokens"),
     (34 + 24, struct.pack("<q", -2), "from -1 on"),
@@ -190,6 +190,21 @@ def test_a_damaged_index_is_named(pair: Path, at: int, value: bytes, message: st
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_all(pair)
+
+
+def test_an_index_without_a_document_end(tmp_path: Path) -> None:
+    """Not even the 0 that stands first; its size is what its header says."""
+    (tmp_path / "x.idx").write_bytes(b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, 0, 0))
+    (tmp_path / "x.bin").write_bytes(b"")
+    with pytest.raises(DataError, match="truncated or damaged"):
+        Dataset.open(tmp_path / "x")
+
+
+def test_an_error_while_writing_closes_the_file(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "x", np.dtype(np.uint16))
+    with pytest.raises(KeyboardInterrupt), writer:
+        raise KeyboardInterrupt
+    assert writer.file.closed
 
 
 @pytest.mark.parametrize("suffix", ["idx", "bin"])

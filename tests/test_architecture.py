@@ -1,0 +1,96 @@
+"""The import rule of the house, its flags, and what the repository promises of itself."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("model", "data", "launch")
+LEAVES = {"launch.args", "launch.errors", "launch.commit", "launch.hub"}
+# Entry points that compose: they may join rooms, and no room may import them.
+COMPOSERS = {"model.export", "launch.evaluate", "launch.showcase"}
+# What a composer needs of the other rooms' insides; `checkpoint` is read by the export, `monitor` for the log's name.
+READING_SIDE = {"launch.checkpoint", "launch.monitor", "launch.run_folder"}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the three rooms by its dotted name."""
+    found = {}
+    for room in ROOMS:
+        for path in sorted((ROOT / room).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of our own modules that a file imports, also within functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return {name for name in names if name in modules()}
+
+
+def room(name: str) -> str:
+    return name.split(".")[0]
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_import_rule(name):
+    ours = imports(modules()[name]) - set(ROOMS)
+    if name in COMPOSERS:
+        return
+    assert not ours & COMPOSERS, "nothing imports an entry point"
+    foreign = {other for other in ours if room(other) != room(name)}
+    if room(name) == "launch":
+        assert not foreign, "the life of a run knows no networks and no tokens"
+        if name in LEAVES:
+            assert ours <= LEAVES, "a leaf imports nothing of ours but leaves"
+    else:
+        assert foreign <= LEAVES, "model and data know of each other nothing, of launch its leaves"
+
+
+def test_the_top_level_is_fixed():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    top = {path.split("/")[0] for path in listed}
+    allowed = {"ds_configs", "model", "data", "launch", "tests", "train_dilbert.py", "README.md", "pyproject.toml", "Makefile",
+               "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "constraints.txt", ".ci", ".gitignore"}  # fmt: skip
+    assert top <= allowed
+    assert any(path.startswith("data/") for path in listed), ".gitignore swallows data/"
+
+
+def test_no_module_shadows_the_standard_library():
+    names = {Path(name.replace(".", "/")).name for name in modules()}
+    assert not names & set(sys.stdlib_module_names)
+
+
+FLAGS = """--alpha-ce --alpha-cos --alpha-mlm --alpha-mse --allow-change --checkpoint-interval --data --deepspeed
+--deepspeed-config --epochs --eval-interval --freeze-pos-embs --fresh --help --local-rank --log-interval --max-steps
+--mlm-mask-prop --mlm-smoothing --no-deepspeed --no-freeze-pos-embs --no-fresh --no-restrict-ce-to-mask --output
+--restrict-ce-to-mask --seed --stop-at-step --student --teacher --temperature --valid-data --warmup-steps --word-keep
+--word-mask --word-rand""".split()
+
+
+def test_flags_are_a_decision():
+    import train_dilbert
+    from launch.args import build
+
+    parser = build("", *train_dilbert.GROUPS)
+    found = {option for option in parser._option_string_actions if option.startswith("--")}
+    assert found == set(FLAGS)
+    assert all(action.help for action in parser._actions)
+
+
+def test_every_dependency_has_a_reason():
+    lines = (ROOT / "pyproject.toml").read_text().split("[dependency-groups]")[1].split("[tool.")[0].splitlines()
+    packages = [line for line in lines if line.strip().startswith('"')]
+    assert len(packages) > 10
+    for line in packages:
+        assert len(line.partition("#")[2].split()) >= 2, line

@@ -1,0 +1,59 @@
+"""Exit codes, and what the user reads."""
+
+import pytest
+
+from launch import errors
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.ConfigError, 2),
+        (errors.DataError, 3),
+        (errors.CheckpointError, 4),
+        (errors.NonFiniteError, 5),
+        (errors.Stopped, 75),
+    ],
+)
+def test_exit_codes(error, code, capsys, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+
+    def main() -> None:
+        raise error("the reason")
+
+    with pytest.raises(SystemExit) as caught:
+        errors.run(main)
+    assert caught.value.code == code
+    printed = capsys.readouterr().err
+    assert printed == ("the reason\n" if error is errors.Stopped else "error: the reason\n")
+
+
+def test_our_own_bugs_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        errors.run(lambda: 1 / 0)
+
+
+def test_interrupt(capsys):
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        errors.run(main)
+    assert caught.value.code == 130
+
+
+def test_other_ranks_say_who_they_are(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setattr(errors.time, "sleep", lambda seconds: None)
+
+    def main() -> None:
+        raise errors.DataError("gone")
+
+    with pytest.raises(SystemExit):
+        errors.run(main)
+    assert capsys.readouterr().err == "[rank 3] error: gone\n"
+
+
+def test_did_you_mean():
+    assert errors.did_you_mean("optimiser", ["optimizer", "scheduler"]) == "; did you mean 'optimizer'?"
+    assert errors.did_you_mean("xyz", ["optimizer"]) == ""

@@ -1,0 +1,160 @@
+"""model.losses: each loss against numbers worked out by hand, and their sum."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from launch.errors import ConfigError
+from model.losses import (
+    LossSums,
+    Objective,
+    hidden_cosine,
+    logit_mse,
+    mlm_cross_entropy,
+    soft_target_kl,
+    weighted,
+)
+
+LN2, LN3 = math.log(2), math.log(3)
+
+
+def scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32)
+
+
+def test_soft_target_kl_by_hand() -> None:
+    """T = 2. The teacher's logits (2 ln 3, 0) give softmax(ln 3, 0) = (3/4, 1/4), the student's (0, 0) give (1/2, 1/2).
+
+    KL = 3/4 ln(3/2) + 1/4 ln(1/2) = 3/4 ln 3 - ln 2 = 0.1308120; times T^2 = 4: 0.5232481. The second row, the same
+    the other way round: KL = 1/2 ln(2/3) + 1/2 ln 2 = ln 2 - 1/2 ln 3 = 0.1438410; times 4: 0.5753641. The third: 0.
+    """
+    student = torch.tensor([[0.0, 0.0], [2 * LN3, 0.0], [5.0, 4.0]])
+    teacher = torch.tensor([[2 * LN3, 0.0], [0.0, 0.0], [7.0, 6.0]])
+    rows = [soft_target_kl(student[i : i + 1], teacher[i : i + 1], 2.0) for i in range(3)]
+    torch.testing.assert_close(torch.stack(rows), torch.tensor([0.5232481, 0.5753641, 0.0]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(soft_target_kl(student, teacher, 2.0), scalar(0.5232481 + 0.5753641), rtol=0, atol=1e-6)
+    assert 4 * (0.75 * LN3 - LN2) == pytest.approx(0.5232481)
+    assert 4 * (LN2 - 0.5 * LN3) == pytest.approx(0.5753641)
+
+
+def test_soft_target_kl_sums_over_the_vocabulary() -> None:
+    """T = 1, teacher one of four for sure (by 100 nats), student without a clue: ln 4, not ln 4 / 4."""
+    teacher = torch.tensor([[100.0, 0.0, 0.0, 0.0]])
+    torch.testing.assert_close(soft_target_kl(torch.zeros(1, 4), teacher, 1.0), scalar(2 * LN2))
+
+
+def test_soft_target_kl_gradient_by_hand() -> None:
+    """d/ds T^2 KL(p || q) = T (q - p): with T = 2, p = (3/4, 1/4), q = (1/2, 1/2): (-1/2, 1/2)."""
+    student = torch.zeros(1, 2, requires_grad=True)
+    soft_target_kl(student, torch.tensor([[2 * LN3, 0.0]]), 2.0).backward()
+    torch.testing.assert_close(student.grad, torch.tensor([[-0.5, 0.5]]))
+
+
+def test_mlm_cross_entropy_by_hand() -> None:
+    """softmax(0, ln 3) = (1/4, 3/4): -ln(1/4) = 1.3862944 and -ln(3/4) = 0.2876821, in sum 1.6739764."""
+    logits = torch.tensor([[0.0, LN3], [0.0, LN3]])
+    torch.testing.assert_close(mlm_cross_entropy(logits, torch.tensor([0, 1])), scalar(1.6739764))
+
+
+def test_hidden_cosine_by_hand() -> None:
+    """(3, 4) and (4, 3): 1 - 24/25 = 0.04. Right angle: 1. Opposite: 2. Same direction, another length: 0."""
+    student = torch.tensor([[3.0, 4.0], [1.0, 0.0], [1.0, 2.0], [2.0, 2.0]])
+    teacher = torch.tensor([[4.0, 3.0], [0.0, 5.0], [-2.0, -4.0], [7.0, 7.0]])
+    rows = torch.stack([hidden_cosine(s[None], t[None]) for s, t in zip(student, teacher, strict=True)])
+    torch.testing.assert_close(rows, torch.tensor([0.04, 1.0, 2.0, 0.0]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(hidden_cosine(student, teacher), scalar(3.04))
+
+
+def test_logit_mse_by_hand() -> None:
+    """(1 - 3)^2 + (2 + 1)^2 = 13, and (0 - 1)^2 = 1."""
+    student, teacher = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[3.0, -1.0], [1.0, 0.0]])
+    torch.testing.assert_close(logit_mse(student, teacher), scalar(14.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_any_dtype_is_computed_in_fp32(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(6, 50, generator=generator).mul(3).to(dtype) for _ in range(2))
+    labels = torch.arange(6)
+    for found, expected in (
+        (soft_target_kl(student, teacher, 2.0), soft_target_kl(student.float(), teacher.float(), 2.0)),
+        (mlm_cross_entropy(student, labels), mlm_cross_entropy(student.float(), labels)),
+        (hidden_cosine(student, teacher), hidden_cosine(student.float(), teacher.float())),
+        (logit_mse(student, teacher), logit_mse(student.float(), teacher.float())),
+    ):
+        assert found.dtype == torch.float32
+        assert found.shape == ()
+        assert torch.equal(found, expected)
+
+
+def test_large_logits_stay_finite() -> None:
+    student, teacher = torch.tensor([[6e4, -6e4]]).half(), torch.tensor([[-6e4, 6e4]]).half()
+    torch.testing.assert_close(soft_target_kl(student, teacher, 2.0), scalar(2.4e5), rtol=1e-3, atol=0)
+    assert mlm_cross_entropy(student, torch.tensor([1])).isfinite()
+
+
+def test_no_rows() -> None:
+    """A micro-batch may have no masked token."""
+    logits = torch.zeros(0, 7, requires_grad=True)
+    labels = torch.zeros(0, dtype=torch.long)
+    hidden = torch.zeros(0, 3, requires_grad=True)
+    total = mlm_cross_entropy(logits, labels) + soft_target_kl(logits, logits, 2.0) + logit_mse(logits, logits)
+    total = total + hidden_cosine(hidden, hidden)
+    assert float(total.detach()) == 0.0
+    total.backward()
+    assert logits.grad is not None
+
+
+def test_means_by_hand() -> None:
+    """20 tokens, 4 of them masked: cosine by tokens, MLM by masked tokens, the others as the objective says."""
+    sums = LossSums(scalar(10.0), scalar(6.0), scalar(5.0), scalar(8.0))
+    assert sums.means(Objective(), tokens=20, masked=4).tolist() == [0.5, 1.5, 0.25, pytest.approx(0.4)]
+    restricted = Objective(restrict_ce_to_mask=True)
+    assert sums.means(restricted, tokens=20, masked=4).tolist() == [2.5, 1.5, 0.25, 2.0]
+
+
+def test_weighted_sum_by_hand() -> None:
+    means = torch.tensor([0.5, 1.5, 0.25, 2.0])
+    assert float(weighted(means, Objective())) == 5 * 0.5 + 2 * 1.5 + 0.25
+    assert float(weighted(means, Objective(0.0, 0.5, 0.0, 3.0))) == 0.75 + 6.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_left_out_stays_out(bad: float) -> None:
+    """0 x NaN is NaN: a term of weight 0 must not be multiplied and added."""
+    means = torch.tensor([bad, 2.0, bad, bad], requires_grad=True)
+    loss = weighted(means, Objective(0.0, 1.5, 0.0, 0.0))
+    assert float(loss.detach()) == 3.0
+    loss.backward()
+    assert means.grad.tolist() == [0.0, 1.5, 0.0, 0.0]
+    assert not weighted(means.detach(), Objective()).isfinite()
+
+
+def test_the_published_recipe_is_the_default() -> None:
+    assert dataclasses.asdict(Objective()) == {
+        "alpha_ce": 5.0, "alpha_mlm": 2.0, "alpha_cos": 1.0, "alpha_mse": 0.0, "temperature": 2.0,
+        "restrict_ce_to_mask": False,
+    }  # fmt: skip
+
+
+def test_without_teacher() -> None:
+    alone = Objective(3.0, 0.0, 1.0, 1.0, 4.0, True).without_teacher()
+    assert (alone.alpha_ce, alone.alpha_mlm, alone.alpha_cos, alone.alpha_mse) == (0.0, 1.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"alpha_cos": -1.0}, "--alpha-cos -1.0: must not be negative"),
+        ({"temperature": 0.0}, "--temperature 0.0: must be positive"),
+        ({"temperature": math.nan}, "--temperature nan"),
+        ({"alpha_mlm": math.nan}, "--alpha-mlm nan"),
+        ({"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0}, "all four weights are 0"),
+    ],
+)
+def test_impossible_objectives(values: dict[str, float], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Objective(**values)

@@ -1,0 +1,81 @@
+"""The log and its figures."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import run_ranks
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from launch.distributed import World
+from launch.errors import NonFiniteError
+from launch.monitor import Meter, Monitor, cut_log, duration
+
+WORLD = World(0, 1, 0, torch.device("cpu"))
+FIGURES = {
+    "loss": 3.0,
+    "loss_mlm": 3.0,
+    "tokens_per_second": 10.0,
+    "seconds_per_step": 2.0,
+    "lr": 1e-3,
+    "grad_norm": 0.5,
+}
+
+
+def test_durations():
+    assert [duration(s) for s in (0, 59.6, 61, 3661, -5)] == ["00:00", "01:00", "01:01", "1:01:01", "00:00"]
+
+
+def test_console_file_and_board_say_the_same(tmp_path, capsys):
+    with Monitor(tmp_path, WORLD, start=0, max_steps=10) as monitor:
+        monitor.log(4, FIGURES)
+        monitor.log_held_out(4, {"loss": 2.5})
+    line, held_out = capsys.readouterr().out.splitlines()
+    assert line == "step  4/10 | loss 3.0000 | loss_mlm 3.0000 | lr 1.000e-03 | grad 0.500 | 10 tok/s | eta 00:12"
+    assert held_out == "step 4 held out | loss 2.5000"
+    rows = [json.loads(row) for row in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows == [{"step": 4, **FIGURES}, {"step": 4, "valid_loss": 2.5}]
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert set(board.Tags()["scalars"]) == {f"train/{name}" for name in FIGURES} | {"valid/loss"}
+    (event,) = board.Scalars("train/grad_norm")
+    assert (event.step, event.value) == (4, 0.5)
+
+
+def test_a_non_finite_loss_is_written_and_raised(tmp_path):
+    with Monitor(tmp_path, WORLD, 0, 10) as monitor, pytest.raises(NonFiniteError, match="step 3"):
+        monitor.log(3, FIGURES | {"loss": math.nan})
+    assert json.loads((tmp_path / "log.jsonl").read_text())["loss"] is None
+
+
+def test_a_resume_cuts_the_log(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
+    cut_log(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    cut_log(tmp_path / "none.jsonl", 2)
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def read_meter() -> dict[str, float]:
+    """On each of two ranks: two steps of two micro-batches."""
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    meter = Meter(("loss", "loss_ce"), ("loss",), torch.device("cpu"))
+    for step in range(2):
+        for part in range(2):
+            meter.add(torch.tensor([1.0 + rank + 10 * step + 100 * part, 7.0]), tokens=5 + rank)
+        meter.step()
+    figures = meter.read()
+    assert meter.read()["loss"] == 0.0, "reading starts anew"
+    return figures
+
+
+def test_meter_sums_parts_and_ranks_and_averages_steps():
+    first, second = run_ranks(2, read_meter)
+    # Step 0: 1 + 101 + 2 + 102; step 1: 40 more.
+    assert first["loss"] == second["loss"] == (206 + 246) / 2
+    assert "loss_ce" not in first
+    assert first["tokens_per_second"] * first["seconds_per_step"] * 2 == pytest.approx(4 * 5 + 4 * 6, rel=1e-6)
