@@ -2,7 +2,7 @@
 
 Masked-language-model loss and accuracy and, with a teacher, the soft-target and cosine losses and how often the
 student's first choice is the teacher's. Every sequence counts once, with fixed masks: the same numbers on any number of
-ranks, for any batch size, for any model.
+ranks and for any batch size; models are compared on the same masked words.
 """
 
 import json
@@ -67,7 +67,7 @@ def vocabulary_for(dataset: Dataset, *names: str | None) -> Vocabulary:
 def main() -> None:
     """Command line."""
     logging.basicConfig(format="%(message)s")
-    (arguments,) = parse("Held-out figures of a model.", Arguments, prog="launch.evaluate")
+    arguments, masking = parse("Held-out figures of a model.", Arguments, MaskingSettings, prog="launch.evaluate")
     dataset = Dataset.open(arguments.data)
     vocabulary = vocabulary_for(dataset, arguments.model, arguments.teacher)
     counts = matching_counts(Dataset.open(arguments.train_data or arguments.data), vocabulary)
@@ -75,7 +75,7 @@ def main() -> None:
     teacher = DilBertForMaskedLM.from_pretrained(arguments.teacher) if arguments.teacher else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     distiller = Distiller(model.to(device), teacher.to(device) if teacher else None, Objective())
-    figures = held_out(distiller, HeldOut(dataset, vocabulary, MaskingSettings(), counts), arguments.batch_size)
+    figures = held_out(distiller, HeldOut(dataset, vocabulary, masking, counts), arguments.batch_size)
     print(f"{arguments.model} on {arguments.data}: " + " | ".join(f"{k} {v:.4f}" for k, v in figures.items()))
     if arguments.json:
         commit.write_text(arguments.json, json.dumps(figures, indent=2) + "\n")

@@ -3,6 +3,7 @@
 python -m launch.showcase --teacher T --before STUDENT0 --after STUDENT --run RUN --data VALID --train-data TRAIN
 """
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from launch.args import flag, parse
 from launch.errors import run
 from launch.evaluate import held_out, vocabulary_for
 from launch.monitor import LOG
+from launch.run_folder import RunFolder
 from model.distiller import Distiller
 from model.losses import Objective
 from model.pretrained import DilBertForMaskedLM
@@ -71,7 +73,7 @@ def figures(arguments: Arguments) -> list[tuple[str, ...]]:
     dataset = Dataset.open(arguments.data)
     vocabulary = vocabulary_for(dataset, arguments.teacher)
     counts = matching_counts(Dataset.open(arguments.train_data), vocabulary)
-    data = HeldOut(dataset, vocabulary, MaskingSettings(), counts)
+    data = HeldOut(dataset, vocabulary, masking_of(arguments.run), counts)
     teacher = DilBertForMaskedLM.from_pretrained(arguments.teacher)
     rows = [("", "parameters", "held-out MLM loss", "masked words right", "agrees with teacher")]
     for title, name in (
@@ -92,6 +94,12 @@ def figures(arguments: Arguments) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def masking_of(run: Path) -> MaskingSettings:
+    """How a run masks its input."""
+    flags = RunFolder(run).read("config.json").get("flags", {})
+    return MaskingSettings(**{field.name: flags[field.name] for field in dataclasses.fields(MaskingSettings)})
 
 
 def throughput(log: Path) -> float:

@@ -337,12 +337,21 @@ def test_a_batch_from_the_stream() -> None:
 
 @every_objective
 def test_measure(objective: Objective, theirs: tuple[nn.Module, nn.Module], teacher: nn.Module) -> None:
-    """Against one padded batch of everything; the cut into batches does not matter, nor do their step counts."""
+    """Against one padded batch of everything; the cut into batches does not matter, nor do their step counts.
+
+    Every third label is what the student says, so that something is right.
+    """
     data = masked_sequences([9, 1, 24, 5, 13, 2, 24, 24, 24])
+    batch = pad([s.ids for s in data])
+    first, second = (model(**batch).logits.argmax(-1) for model in theirs)
+    places = [(row, i) for row, s in enumerate(data) for i in s.positions]
+    for row, s in enumerate(data):
+        s.labels[::3] = [int(first[row, i]) for i in s.positions[::3]]
     student = ours(distilbert(dropout=0.4, attention_dropout=0.4))
     distiller = Distiller(student, teacher, objective).train()
     total = distiller.measure(batch_of(part, [data[2]]) for part in (data[:2], data[2:3], data[3:]))
     assert total.dtype == torch.float64
+    assert not total.requires_grad
     tokens, masked = sum(len(s.ids) for s in data), sum(len(s.labels) for s in data)
     assert total[:2].tolist() == [tokens, masked]
 
@@ -352,12 +361,10 @@ def test_measure(objective: Objective, theirs: tuple[nn.Module, nn.Module], teac
     for name, goal in zip(TERMS, expected, strict=True):
         assert figures.get(name, 0.0) == pytest.approx(goal, rel=1e-5)
 
-    batch = pad([s.ids for s in data])
-    first, second = (model(**batch).logits.argmax(-1) for model in theirs)
-    places = [(row, i) for row, s in enumerate(data) for i in s.positions]
     labels = [label for s in data for label in s.labels]
     correct = sum(int(first[place]) == label for place, label in zip(places, labels, strict=True))
     agree = sum(int(first[place]) == int(second[place]) for place in places)
+    assert 0 < correct < masked
     assert total[6:].tolist() == [correct, agree]
     assert (figures["accuracy"], figures["agreement"]) == (correct / masked, agree / masked)
 

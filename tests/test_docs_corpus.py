@@ -117,6 +117,7 @@ def test_sequences_have_at_least_20_words() -> None:
         ("the `river <https://example.org/river>`_ and the mill", "the river and the mill"),
         ("the \u201cold\u201d mill\u2019s wheel \u2013 of wood", 'the "old" mill\'s wheel - of wood'),
         ("the water-\nwheel", "the water-wheel"),
+        ("the water- and the mill-\nwheels", "the water- and the mill-wheels"),
     ],
 )
 def test_markup_is_taken_off(marked: str, plain: str | None) -> None:
@@ -152,6 +153,7 @@ def test_a_line_that_begins_with_a_role_reads_on() -> None:
     [
         ("It is a good sentence (e.g. this one), with 3.5 commas.", None),
         ('He said: "It is done."', None),
+        ("It has its own key(s) and all that is needed by the others of that kind in this town.", None),
         ("it begins in the middle of something.", "no full sentence"),
         ("It has no end", "no full sentence"),
         ("It ends in a list:", "no full sentence"),
@@ -161,6 +163,7 @@ def test_a_line_that_begins_with_a_role_reads_on() -> None:
         ("It holds a name_with_underscores in the middle.", "symbols"),
         ("It is to be found at www.example.org by all.", "web address"),
         ("The Copyright is held by all of the people.", "licence"),
+        ("It may be redistributed by all of them.", "licence"),
         ("See below.", "too short or long a sentence"),
         ("The " + "very " * 120 + "old mill.", "too short or long a sentence"),
         ("The RiverBank of torch.nn is a MillHouse.", "identifiers"),
@@ -245,8 +248,10 @@ def test_bad_files_are_skipped_and_counted(tmp_path: Path) -> None:
     assert result.skipped == {"syntax error": 3, "undecodable": 3, "unreadable": 2, "too large": 1}
 
 
-def test_unreadable_files_and_folders_are_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_package(tmp_path, {"closed/a.md": MILL, "good.md": RIVER, "secret.md": BRIDGE})
+def test_unreadable_files_and_folders_are_skipped_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = make_package(tmp_path / "package", {"closed/a.md": MILL, "good.md": RIVER, "secret.md": BRIDGE})
     read, scan = Path.read_bytes, os.scandir
 
     def read_bytes(path: Path) -> bytes:
@@ -261,9 +266,9 @@ def test_unreadable_files_and_folders_are_skipped_and_counted(tmp_path: Path, mo
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     monkeypatch.setattr(os, "scandir", scandir)
-    result = harvested(tmp_path)
-    assert result.sequences == [RIVER]
-    assert result.skipped == {"unreadable": 2}
+    run_main(monkeypatch, "--output", tmp_path / "corpus.txt", "--packages", package)
+    assert (tmp_path / "corpus.txt").read_text() == f"{RIVER}\n"
+    assert capsys.readouterr().out.startswith("read 2 files, skipped 2 unreadable\n")
 
 
 def test_invalid_escapes_of_others_are_no_warning_of_ours(tmp_path: Path) -> None:

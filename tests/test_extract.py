@@ -205,9 +205,11 @@ def test_command_line_with_a_map_and_without_the_transform(
 
 
 def test_an_existing_output_is_left_alone(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And that is said before a large teacher is read, or fetched."""
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(ConfigError, match="exists already"):
-        command(monkeypatch, "--teacher", folder, "--output", tmp_path)
+    for teacher in (folder, "/no/such/teacher"):
+        with pytest.raises(ConfigError, match="exists already"):
+            command(monkeypatch, "--teacher", teacher, "--output", tmp_path)
     assert os.listdir(tmp_path) == ["mine.txt"]
     assert (tmp_path / "mine.txt").read_text() == "precious"
 

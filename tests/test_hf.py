@@ -260,6 +260,7 @@ def test_weights_of_another_architecture(tmp_path: Path) -> None:
     ("bert.embeddings.position_embeddings.weight", (23, 20)),
     ("bert.encoder.layer.0.attention.self.query.weight", (20, 21)),
     ("bert.encoder.layer.1.attention.self.key.bias", ()),
+    ("bert.encoder.layer.3.output.dense.weight", (28, 20)),
     ("cls.predictions.transform.LayerNorm.weight", (1,)),
 ])  # fmt: skip
 def test_another_shape_is_named(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:

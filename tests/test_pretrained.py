@@ -86,11 +86,15 @@ def test_without_a_mask_all_tokens_are_real(make: Any) -> None:
 
 
 @torch.no_grad()
-def test_rows_of_padding_only() -> None:
+def test_rows_of_padding_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are no sequences of length 0: attention over nothing would be NaN."""
     mine = ours(distilbert())
     ids = torch.tensor(sequences([5, 5, 5]))
     mask = torch.tensor([[0] * 5, [1] * 5, [0] * 5])
+    given, encode = [], mine.encode
+    monkeypatch.setattr(mine, "encode", lambda *arguments: given.append(arguments[2].tolist()) or encode(*arguments))
     found = mine(ids, mask).logits
+    assert given == [[0, 5]]
     assert torch.equal(found[1], mine(ids[1:2]).logits[0])
     assert found.isfinite().all()
     nothing = mine.encode_padded(ids, torch.zeros_like(mask), None)

@@ -1,0 +1,50 @@
+"""Seeds, and the world of one process or several."""
+
+import os
+
+import torch
+from ranks import run_ranks
+
+from launch import distributed
+from launch.distributed import seed_dropout
+
+
+def draw(seed: int, step: int, part: int) -> list[float]:
+    seed_dropout(seed, step, part)
+    return torch.rand(4).tolist()
+
+
+def test_dropout_is_a_function_of_seed_step_and_part():
+    assert draw(1, 2, 3) == draw(1, 2, 3)
+    draws = [draw(*key) for key in ((1, 2, 3), (0, 2, 3), (1, 3, 2), (1, 2, 4), (12, 3, 0), (1, 23, 0))]
+    assert len({tuple(d) for d in draws}) == len(draws)
+
+
+def world() -> tuple:
+    found = distributed.start()
+    distributed.stop()
+    return found.rank, found.ranks, found.device.type, found.is_main, torch.get_num_threads()
+
+
+def alone() -> tuple:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
+    return world()
+
+
+def shares_cores() -> int:
+    del os.environ["OMP_NUM_THREADS"]
+    return world()[-1]
+
+
+def test_two_ranks():
+    assert [found[:4] for found in run_ranks(2, world)] == [(0, 2, "cpu", True), (1, 2, "cpu", False)]
+
+
+def test_plain_python_is_a_world_of_one():
+    assert run_ranks(1, alone)[0][:4] == (0, 1, "cpu", True)
+
+
+def test_ranks_of_a_host_share_its_cores():
+    cores = len(os.sched_getaffinity(0))
+    assert run_ranks(2, shares_cores) == [max(1, cores // 2)] * 2

@@ -1,0 +1,81 @@
+"""The records of a run."""
+
+import json
+
+import pytest
+import torch
+
+from launch import run_folder
+from launch.distributed import World
+from launch.errors import CheckpointError, ConfigError
+from launch.flags import FREE
+from launch.run_folder import RunFolder, refuse_changes
+
+WORLD = World(0, 1, 0, torch.device("cpu"))
+
+
+def record(fingerprint="f", **flags):
+    return {
+        "flags": {"seed": 0, "max_steps": 5} | flags,
+        "deepspeed_config": {"a": {"b": 1}},
+        "fingerprint": fingerprint,
+    }
+
+
+def test_same_or_free_is_accepted():
+    refuse_changes(record(), record(max_steps=9, output="elsewhere"), FREE, ())
+
+
+def test_changes_are_named_with_both_values():
+    now = record("g", seed=1)
+    now["deepspeed_config"] = {"a": {"b": 2}}
+    with pytest.raises(ConfigError) as caught:
+        refuse_changes(record(), now, FREE, ())
+    for line in ("--seed: was 0, is 1", "a.b: was 1, is 2", "fingerprint: was 'f', is 'g'", "--allow-change KEY"):
+        assert line in str(caught.value)
+
+
+@pytest.mark.parametrize("allowed", [("seed", "a.b", "fingerprint"), ("--seed", "a.b", "fingerprint")])
+def test_changes_that_the_user_allows(allowed):
+    now = record("g", seed=1)
+    now["deepspeed_config"] = {"a": {"b": 2}}
+    refuse_changes(record(), now, FREE, allowed)
+
+
+def test_a_new_flag_counts_as_a_change():
+    with pytest.raises(ConfigError, match="--colour: was None, is 'red'"):
+        refuse_changes(record(), record(colour="red"), FREE, ())
+
+
+def test_moving_aside_never_deletes(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.move_aside()
+    for number in (1, 2):
+        folder.write("config.json", {"number": number})
+        folder.move_aside()
+    assert json.loads((tmp_path / "run.old-1" / "config.json").read_text()) == {"number": 1}
+    assert json.loads((tmp_path / "run.old-2" / "config.json").read_text()) == {"number": 2}
+    assert not folder.path.exists()
+
+
+def test_a_damaged_record_is_an_error(tmp_path):
+    (tmp_path / "config.json").write_text('{"flags": ')
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        RunFolder(tmp_path).recorded()
+
+
+def test_environment_states_versions_and_hardware():
+    facts = run_folder.environment(WORLD, fingerprint="f")
+    assert facts["packages"]["torch"] == torch.__version__
+    assert facts["ranks"] == 1
+    assert facts["fingerprint"] == "f"
+    assert facts["cores"] >= 1
+
+
+def test_ends(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.end("STOPPED.json", {"code": 75, "step": 3}, WORLD)
+    assert folder.read("STOPPED.json") == {"code": 75, "step": 3}
+    assert folder.read("DONE.json") == {}
+    folder.end("DONE.json", {}, World(1, 2, 1, torch.device("cpu")))
+    assert not (folder.path / "DONE.json").exists(), "only rank 0 writes"
