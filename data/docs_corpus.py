@@ -102,8 +102,9 @@ def block_length(lines: Sequence[str], at: int) -> int:
         return count_until(lines, at, lambda other: not other.strip())
     if DIRECTIVE.match(line):
         return count_until(lines, at + 1, lambda other: bool(other.strip()) and margin(other) <= margin(lines[at])) + 1
-    is_heading = at + 1 < len(lines) and UNDERLINE.match(lines[at + 1].strip())
-    return int(bool(is_heading or UNDERLINE.match(line) or ONE_LINER.match(line) or len(line) > MAX_CHARACTERS))
+    if at + 1 < len(lines) and UNDERLINE.match(lines[at + 1].strip()):
+        return 2  # with the underline, which might pass for a fence
+    return int(bool(UNDERLINE.match(line) or ONE_LINER.match(line) or len(line) > MAX_CHARACTERS))
 
 
 def count_until(lines: Sequence[str], start: int, ends: Callable[[str], bool]) -> int:
@@ -206,7 +207,7 @@ def split_sentences(paragraph: str) -> list[str]:
 PIECE = r"(?:[A-Z]?[a-zà-ÿ]+|[A-Z]{1,6}s?)"
 WORD = re.compile(rf"{PIECE}(?:['/-]{PIECE})*|(?:[A-Za-z]\.)+[A-Za-z]?")
 NUMBER = re.compile(r"\d+(?:[.,:/-]\d+)*(?:%|st|nd|rd|th|s)?")
-SHAPE = re.compile(r"[\"'(]?[A-Z].*[.!?][\"')]*")
+SHAPE = re.compile(r"[\"'(]?[A-Z].*[.!?](?<!\be\.g\.)(?<!\bi\.e\.)[\"')]*")
 SYMBOL = re.compile(
     r"""[^A-Za-zÀ-ɏ0-9\ ,.;:!?"'()/%&+-]  # a character of code or formulas
     |\w\((?!e?s\)|ies\))|\)[.]?\w             # a call, but not a plural(s)
@@ -216,7 +217,7 @@ SYMBOL = re.compile(
 )
 ADDRESS = re.compile(r"https?:|www\.|\w\.(?:com|org|io|net|dev|html)\b")
 LICENCE = re.compile(
-    r"copyright|licen[cs]e|warrant(?:y|ies)|all rights reserved|permission is hereby|redistribut", re.IGNORECASE
+    r"copyright|licen[cs]e|warrant(?:y|ies)|all rights reserved|permission is hereby|redistributions? ", re.IGNORECASE
 )
 
 

@@ -15,7 +15,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from data.tokenizer import load_tokenizer
+from data.tokenizer import load_tokenizer, vocabulary_of
 from launch import checkpoint, commit
 from launch.args import flag, parse, positional
 from launch.errors import CheckpointError, ConfigError, run
@@ -108,7 +108,7 @@ def check_tokenizer(folder: Path, config: BertConfig) -> None:
     Raises:
         CheckpointError: it knows more or fewer.
     """
-    size = len(load_tokenizer(str(folder)))
+    size = vocabulary_of(load_tokenizer(str(folder))).size
     if size != config.vocab_size:
         raise CheckpointError(f"{folder}: the tokenizer knows {size:,} tokens, the model {config.vocab_size:,}")
 

@@ -16,11 +16,12 @@ from launch import hub
 from launch.errors import CheckpointError
 from model.config import BertConfig
 
+# The first one there is read; the order is that of `transformers`, so that both see the same weights.
 WEIGHT_FILES = (
-    "model.safetensors.index.json",
     "model.safetensors",
-    "pytorch_model.bin.index.json",
+    "model.safetensors.index.json",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
 )
 
 # Our module -> Hugging Face's, {} the number of the layer. Three names: rows of one matrix of ours.
@@ -123,7 +124,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     """
     name = next((name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if name is None:
-        raise CheckpointError(f"{folder}: no weights ({WEIGHT_FILES[1]} or {WEIGHT_FILES[3]})")
+        raise CheckpointError(f"{folder}: no weights ({WEIGHT_FILES[0]} or {WEIGHT_FILES[2]})")
     files = _shards(folder / name) if name.endswith(".index.json") else [name]
     state: dict[str, Tensor] = {}
     for file in files:

@@ -101,6 +101,11 @@ def test_what_does_not_read_on_is_parted(between: str) -> None:
     assert found(f"* {RIVER}\n{MILL}") == [RIVER, MILL]
 
 
+@pytest.mark.parametrize("underline", ["====", "----", "~~~~", "^^^^"])
+def test_text_below_a_heading_is_kept(underline: str) -> None:
+    assert found(f"Mill\n{underline}\n\n{MILL}\n\nRiver\n{underline}\n{RIVER}") == [MILL, RIVER]
+
+
 def test_sequences_have_at_least_20_words() -> None:
     nineteen = " ".join(RIVER.split()[:18]) + " sea."
     assert (len(nineteen.split()), found(nineteen)) == (19, [])
@@ -157,13 +162,15 @@ def test_a_line_that_begins_with_a_role_reads_on() -> None:
         ("it begins in the middle of something.", "no full sentence"),
         ("It has no end", "no full sentence"),
         ("It ends in a list:", "no full sentence"),
+        ("It ends in a formula, i.e.", "no full sentence"),
         ("It holds x = 3 for all of them.", "symbols"),
         ("It calls river(3) of the town.", "symbols"),
         ("It opens a bracket (and never closes it.", "symbols"),
         ("It holds a name_with_underscores in the middle.", "symbols"),
         ("It is to be found at www.example.org by all.", "web address"),
         ("The Copyright is held by all of the people.", "licence"),
-        ("It may be redistributed by all of them.", "licence"),
+        ("Redistributions of it must retain this list of conditions.", "licence"),
+        ("It may be redistributed to the others.", None),
         ("See below.", "too short or long a sentence"),
         ("The " + "very " * 120 + "old mill.", "too short or long a sentence"),
         ("The RiverBank of torch.nn is a MillHouse.", "identifiers"),

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from tiny_models import bert, distilbert
+from tiny_models import bert, distilbert, ours
 from torch import Tensor, nn
 
 from launch.errors import CheckpointError
@@ -98,6 +98,26 @@ def test_what_is_written(tmp_path: Path) -> None:
     state = safetensors.torch.load_file(weights)
     assert {value.dtype for value in state.values()} == {torch.float32}
     assert sum(value.numel() for value in state.values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_saving_over_shards(tmp_path: Path) -> None:
+    """Old shards and their index may lie beside; what was saved last is what loads, here and in `transformers`."""
+    distilbert(seed=1).save_pretrained(tmp_path, max_shard_size="10KB")
+    mine = ours(distilbert(seed=2))
+    mine.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    assert torch.equal(DilBertForMaskedLM.from_pretrained(tmp_path).layers[0].qkv.weight, mine.layers[0].qkv.weight)
+    assert_same_weights(mine, transformers.AutoModelForMaskedLM.from_pretrained(tmp_path))
+
+
+def test_sinusoidal_positions_that_have_learnt(tmp_path: Path) -> None:
+    """The flag is about the initialisation; what is in the file stays."""
+    theirs = distilbert(sinusoidal_pos_embds=True)
+    ours(theirs).save_pretrained(tmp_path)
+    again = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert again.config.sinusoidal_pos_embds
+    assert_same_weights(DilBertForMaskedLM.from_pretrained(tmp_path), theirs)
+    assert_same_weights(ours(theirs), again)
 
 
 # Forms of files.
