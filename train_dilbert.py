@@ -18,11 +18,12 @@ import torch
 from data.indexed import Dataset
 from data.loader import HeldOut, StreamSettings, TrainingStream, prefetch
 from data.masking import MaskingSettings
-from data.tokenizer import Vocabulary, has_tokenizer, load_tokenizer, tokenizer_hash
+from data.tokenizer import has_tokenizer, load_tokenizer, tokenizer_hash
+from data.vocabulary import Vocabulary
 from launch import checkpoint, ds_config, hub
 from launch.args import flag, parse
 from launch.distributed import World, seed_dropout
-from launch.errors import ConfigError, Stopped, run
+from launch.errors import CheckpointError, ConfigError, Stopped, run
 from launch.evaluate import held_out, vocabulary_for
 from launch.flags import FREE, Cadence, Length, Start
 from launch.monitor import GradientNorm, Meter, Monitor, engine_figures
@@ -227,4 +228,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, disk=CheckpointError)

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from data.indexed import ShardWriter
 from data.manifest import CleaningCounts, CleaningRules, Manifest, ShardEntry, file_entry
-from data.tokenizer import Vocabulary, encode_lines, load_tokenizer, vocabulary_of
+from data.tokenizer import encode_lines, load_tokenizer, vocabulary_of
+from data.vocabulary import Vocabulary
 from launch import commit
 from launch.args import flag, parse, require
 from launch.errors import DataError, run
@@ -42,7 +43,8 @@ class Files:
     def __post_init__(self) -> None:
         require(self.shard_megabytes > 0, "shard_megabytes", self.shard_megabytes, "must be positive")
         for path in self.input:
-            require(path.is_file(), "input", path, "no such file")
+            require(path.exists(), "input", path, "no such file")
+            require(path.is_file(), "input", path, "must be a regular file: it is cut into byte ranges")
 
 
 @dataclass(frozen=True)

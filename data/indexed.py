@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from data.manifest import Manifest, ShardEntry, checksum
-from data.tokenizer import Vocabulary
+from data.vocabulary import Vocabulary
 from launch.errors import DataError
 
 MAGIC = b"MMIDIDX\x00\x00"

@@ -19,7 +19,7 @@ from data.batching import MicroBatch, deal, positions_within
 from data.indexed import Dataset
 from data.masking import Masker, MaskingSettings
 from data.order import sequences_at
-from data.tokenizer import Vocabulary
+from data.vocabulary import Vocabulary
 from launch.errors import DataError
 
 LAW = 1  # version of the law below: bump it when the same fingerprint would give other sequences or masks

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import xxhash
 
-from data.tokenizer import Vocabulary
+from data.vocabulary import Vocabulary
 from launch import commit
 from launch.errors import DataError
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data import keyed
-from data.tokenizer import Vocabulary
+from data.vocabulary import Vocabulary
 from launch.args import flag, require
 
 _COUNT, _CHOICE, _ACTION, _WORD = range(4)  # independent streams of random numbers

@@ -4,13 +4,13 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import AutoTokenizer, BertTokenizer
 
+from data.vocabulary import Vocabulary
 from launch import hub
 from launch.errors import ConfigError, DataError
 
@@ -18,28 +18,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 NO_WORD = "\U00010330"  # a Gothic letter: in no vocabulary
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The numbers of a tokenizer that outlive it: stored in every dataset's manifest.
-
-    `size` is the largest id + 1, which is more than the number of tokens where a `vocab.txt` says a token twice.
-    """
-
-    size: int
-    cls_id: int
-    sep_id: int
-    mask_id: int
-    pad_id: int
-    unk_id: int
-    special_ids: tuple[int, ...]
-    tokenizer_hash: str
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Storage type of ids, by Megatron's rule: uint16 below 65,500 entries, else int32."""
-        return np.dtype(np.uint16) if self.size < 65_500 else np.dtype(np.int32)
 
 
 class DilBertTokenizer(BertTokenizer):

@@ -36,7 +36,7 @@ def write_text(path: Path, text: str) -> None:
 
 def refuse_existing(output: Path) -> None:
     """Raise ConfigError if `output` is there already: nothing of the user's is ever overwritten."""
-    if output.exists():
+    if os.path.lexists(output):
         raise ConfigError(f"--output {output}: exists already; choose another name, or remove it first")
 
 

@@ -1,13 +1,16 @@
 """Error classes, each with its exit code, and the one place that turns an error into an exit.
 
-0 done, 2 configuration, 3 data, 4 checkpoint, 5 non-finite loss or gradient, 75 stopped on request. A user's mistake never shows a traceback.
+0 done, 2 configuration, 3 data, 4 checkpoint, 5 non-finite loss or gradient, 75 stopped on request. A user's mistake
+never shows a traceback.
 """
 
 import difflib
+import errno
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 
 class DilbertError(Exception):
@@ -52,25 +55,42 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def run(main: Callable[[], None]) -> None:
+# What a disk, or rights on it, can answer; other OSErrors are our own bugs.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR, errno.ENOTDIR}
+
+
+def run(main: Callable[[], None], disk: type[DilbertError] = DataError) -> None:
     """Run an entry point; end the process with the error's exit code, and with its message on standard error.
 
-    All ranks of a job usually fail alike. A rank other than 0 holds its message back for a moment, in which the
-    launcher ends it: the user reads the error once, and still reads the error of a rank that fails alone.
+    Args:
+        disk: what a full or unwritable disk, or an unreadable file, counts as.
     """
     try:
         main()
         sys.stdout.flush()
     except DilbertError as error:
-        rank = int(os.environ.get("RANK", "0"))
-        if rank:
-            time.sleep(2)
-        where = f"[rank {rank}] " if rank else ""
-        kind = "" if isinstance(error, Stopped) else "error: "
-        print(f"{where}{kind}{error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+        _end(error)
+    except BrokenPipeError:  # `python -m data.describe D | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        _end(disk(f"{error.filename or 'the disk'}: {error.strerror}"))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # `python -m data.describe D | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _end(error: DilbertError) -> NoReturn:
+    """Say it, and leave.
+
+    All ranks of a job usually fail alike. A rank other than 0 holds its message back for a moment, in which the
+    launcher ends it: the user reads the error once, and still reads the error of a rank that fails alone.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:
+        time.sleep(2)
+    where = f"[rank {rank}] " if rank else ""
+    kind = "" if isinstance(error, Stopped) else "error: "
+    print(f"{where}{kind}{error}", file=sys.stderr, flush=True)
+    sys.exit(error.exit_code)

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from data.indexed import Dataset
 from data.loader import HeldOut, matching_counts
 from data.masking import MaskingSettings
-from data.tokenizer import Vocabulary, has_tokenizer, load_tokenizer, vocabulary_of
+from data.tokenizer import has_tokenizer, load_tokenizer, vocabulary_of
+from data.vocabulary import Vocabulary
 from launch import commit, hub
 from launch.args import flag, parse
 from launch.errors import DataError, run

@@ -39,7 +39,7 @@ def fetch(name: str, patterns: tuple[str, ...]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"'{name}' is no folder here, and could not be fetched from the Hugging Face hub ({reason}).\n"
             f"Offline? On a connected machine: `hf download {name} --local-dir FOLDER`, then give the folder."

@@ -57,8 +57,9 @@ def extract(
     teacher: DilBertForMaskedLM, layers: tuple[int, ...], mlm_transform: bool = True, seed: int = 0
 ) -> DilBertForMaskedLM:
     """A student with the teacher's embeddings, the given layers in the given order, and its head."""
-    torch.manual_seed(seed)
-    student = DilBertForMaskedLM(student_config(teacher.config, layers))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = DilBertForMaskedLM(student_config(teacher.config, layers))
     student.embeddings.word.load_state_dict(teacher.embeddings.word.state_dict())
     student.embeddings.norm.load_state_dict(teacher.embeddings.norm.state_dict())
     student.embeddings.position.load_state_dict(teacher.embeddings.position.state_dict())

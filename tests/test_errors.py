@@ -1,5 +1,7 @@
 """Exit codes, and what the user reads."""
 
+import errno
+
 import pytest
 
 from launch import errors
@@ -31,6 +33,24 @@ def test_exit_codes(error, code, capsys, monkeypatch):
 def test_our_own_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         errors.run(lambda: 1 / 0)
+
+
+def test_a_full_disk_is_no_bug(capsys):
+    def main() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/x")
+
+    with pytest.raises(SystemExit) as caught:
+        errors.run(main, disk=errors.CheckpointError)
+    assert caught.value.code == 4
+    assert capsys.readouterr().err == "error: /data/x: No space left on device\n"
+
+
+def test_other_system_errors_are_bugs():
+    def main() -> None:
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+    with pytest.raises(ConnectionResetError):
+        errors.run(main)
 
 
 def test_interrupt(capsys):

@@ -20,7 +20,7 @@ from data.loader import HeldOut, StreamSettings, TrainingStream, matching_counts
 from data.masking import MaskingSettings
 from data.order import sequences_at
 from data.token_counts import write_counts
-from data.tokenizer import Vocabulary
+from data.vocabulary import Vocabulary
 from launch.errors import DataError
 
 SETTINGS = StreamSettings(train_batch_size=32, seed=5, masking=MaskingSettings())

@@ -8,7 +8,7 @@ import pytest
 import xxhash
 
 from data.manifest import CleaningCounts, CleaningRules, FileEntry, Manifest, ShardEntry, checksum, file_entry
-from data.tokenizer import Vocabulary
+from data.vocabulary import Vocabulary
 from launch.errors import DataError
 
 VOCABULARY = Vocabulary(100, 2, 3, 4, 0, 1, (0, 1, 2, 3, 4), "ab" * 32)

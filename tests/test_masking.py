@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data.masking import Masker, MaskingSettings
-from data.tokenizer import Vocabulary
+from data.vocabulary import Vocabulary
 from launch.errors import ConfigError
 
 SPECIAL = (0, 1, 2, 3, 4)

@@ -13,7 +13,8 @@ from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 from data import DilBertTokenizer
-from data.tokenizer import Vocabulary, encode_lines, has_tokenizer, load_tokenizer, tokenizer_hash, vocabulary_of
+from data.tokenizer import encode_lines, has_tokenizer, load_tokenizer, tokenizer_hash, vocabulary_of
+from data.vocabulary import Vocabulary
 from launch import hub
 from launch.errors import ConfigError, DataError
 
@@ -59,8 +60,12 @@ def test_many_lines_equal_one_line_at_a_time(tokenizer) -> None:
 
 
 def test_nothing_is_truncated_or_padded(tokenizer, tmp_path: Path) -> None:
-    """A tokenizer.json often brings the truncation that somebody trained with."""
+    """A tokenizer.json often brings the truncation that somebody trained with (BERT's own class drops it)."""
     tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"})
+    )
     state = json.loads((tmp_path / "tokenizer.json").read_text())
     state["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
     state["padding"] = {
@@ -68,9 +73,11 @@ def test_nothing_is_truncated_or_padded(tokenizer, tmp_path: Path) -> None:
         "pad_token": "[PAD]",
     }  # fmt: skip
     (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    truncating = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert len(truncating.backend_tokenizer.encode("the " * 9).ids) == 4
     found, expected = encode_lines(load_tokenizer(str(tmp_path)), LINES), encode_lines(tokenizer, LINES)
     assert [a.tolist() for a in found] == [a.tolist() for a in expected]
-    assert tokenizer_hash(load_tokenizer(str(tmp_path))) == tokenizer_hash(tokenizer)
+    assert tokenizer_hash(truncating) == tokenizer_hash(tokenizer)
 
 
 # --- the vocabulary ---
