@@ -207,8 +207,8 @@ def headline(distiller: Distiller, config: dict, world: World, sequences: int, s
     micro, accumulation = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]
     return (
         f"{', '.join(sizes)} | {ds_config.precision(config)}, ZeRO stage {ds_config.stage(config)}\n"
-        f"{config['train_batch_size']} sequences a step = {micro} x {accumulation} accumulation x {world.ranks} rank(s) "
-        f"on {world.device.type}\n"
+        f"{config['train_batch_size']} sequences a step = {micro} x {accumulation} accumulation x {world.ranks} "
+        f"rank(s) on {world.device.type}\n"
         f"{steps} steps = {steps * config['train_batch_size'] / sequences:.2f} epochs of {sequences:,} sequences"
         + (f"; going on after step {start}" if start else "")
     )

@@ -63,8 +63,10 @@ def fill(name: str, sentences: tuple[str, ...]) -> list[str]:
 def table(rows: list[tuple[str, ...]]) -> str:
     """Columns under their heads, the first one to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-             for row in rows]  # fmt: skip
+    lines = []
+    for first, *others in rows:
+        cells = [f"{first:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))]
+        lines.append("  ".join(cells))
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
@@ -75,7 +77,7 @@ def figures(arguments: Arguments) -> list[tuple[str, ...]]:
     counts = matching_counts(Dataset.open(arguments.train_data), vocabulary)
     data = HeldOut(dataset, vocabulary, masking_of(arguments.run), counts)
     teacher = DilBertForMaskedLM.from_pretrained(arguments.teacher)
-    rows = [("", "parameters", "held-out MLM loss", "masked words right", "agrees with teacher")]
+    rows: list[tuple[str, ...]] = [("", "parameters", "held-out MLM loss", "masked words right", "agrees with teacher")]
     for title, name in (
         ("teacher", arguments.teacher),
         ("student before", arguments.before),

@@ -24,9 +24,13 @@ def test_folder_appears_at_the_end(tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failure_leaves_nothing(error, tmp_path):
-    with pytest.raises(error), commit.folder(tmp_path / "new") as partial:
-        (partial / "x").write_text("1")
-        raise error
+    def fail() -> None:
+        with commit.folder(tmp_path / "new") as partial:
+            (partial / "x").write_text("1")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,10 +16,13 @@ def test_what_deepspeed_calls_its_keys_is_known():
     """Every key of DeepSpeed's own constants that its configuration reads is either known or refused with a reason."""
     from deepspeed.runtime import constants
 
-    names = ["TRAIN_BATCH_SIZE", "OPTIMIZER", "SCHEDULER", "FP16", "BFLOAT16", "GRADIENT_CLIPPING", "PRESCALE_GRADIENTS",
-             "GRADIENT_PREDIVIDE_FACTOR", "GRADIENT_ALLREDUCE_OP", "STEPS_PER_PRINT", "WALL_CLOCK_BREAKDOWN", "DATA_TYPES",
-             "MEMORY_BREAKDOWN", "DUMP_STATE", "CHECKPOINT", "COMMUNICATION_DATA_TYPE", "ZERO_ALLOW_UNTESTED_OPTIMIZER",
-             "ZERO_FORCE_DS_CPU_OPTIMIZER", "TORCH_AUTOCAST", "DISABLE_ALLGATHER", "DISABLE_PYTHON_GC", "LOG_LEVEL"]  # fmt: skip
+    names = [
+        "TRAIN_BATCH_SIZE", "OPTIMIZER", "SCHEDULER", "FP16", "BFLOAT16", "GRADIENT_CLIPPING",
+        "PRESCALE_GRADIENTS", "GRADIENT_PREDIVIDE_FACTOR", "GRADIENT_ALLREDUCE_OP", "STEPS_PER_PRINT",
+        "WALL_CLOCK_BREAKDOWN", "DATA_TYPES", "MEMORY_BREAKDOWN", "DUMP_STATE", "CHECKPOINT",
+        "COMMUNICATION_DATA_TYPE", "ZERO_ALLOW_UNTESTED_OPTIMIZER", "ZERO_FORCE_DS_CPU_OPTIMIZER",
+        "TORCH_AUTOCAST", "DISABLE_ALLGATHER", "DISABLE_PYTHON_GC", "LOG_LEVEL",
+    ]  # fmt: skip
     known = ds_config.KNOWN_KEYS | ds_config.UNSUPPORTED_KEYS.keys()
     assert {getattr(constants, name) for name in names} <= known
 

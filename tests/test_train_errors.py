@@ -56,6 +56,10 @@ def dataset_by(tmp_path: Path, texts: tuple[Path, ...], tokens: tuple[str, ...])
     return tmp_path / "data"
 
 
+def schedule(**params) -> dict:
+    return {"type": "WarmupDecayLR", "params": {"total_num_steps": "auto", **params}}
+
+
 # --- before anything is loaded ---
 
 
@@ -101,11 +105,10 @@ def test_bad_values(more, words, models, dataset_folder, tmp_path):
         ({"steps_per_print": "auto"}, ["steps_per_print", "auto"]),
         ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}, ["torch_adam", "CPU"]),
         ({"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}}, ["optimizer.params.lr"]),
-        ({"scheduler": {"type": "WarmupDecayLR", "params": {"warmup_type": "linear", "warmup_max_lr": 0.1,
-                                                            "total_num_steps": "auto"}}}, ["warmup_max_lr"]),  # fmt: skip
-        ({"scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": "auto"}}}, ["warmup_type", "linear"]),
+        ({"scheduler": schedule(warmup_type="linear", warmup_max_lr=0.1)}, ["warmup_max_lr"]),
+        ({"scheduler": schedule()}, ["warmup_type", "linear"]),
     ],
-)  # fmt: skip
+)
 def test_bad_deepspeed_json(change, words, models, dataset_folder, tmp_path):
     config = config_file(tmp_path / "c.json", **change)
     if "1 rank" not in words:  # what depends on the launch is no fault of the file

@@ -4,8 +4,8 @@
 
 FOLDER holds dump.train.txt and dump.valid.txt, one sequence a line. Makes a vocabulary and a teacher, extracts a
 student, then trains it under the teacher and alone, with three learning rates each, and prints the held-out masked-LM
-loss of all six curves. Exit code 1 if the best distilled student is not better than the best one trained alone. Finished stages are
-reused. Hardware: 2 CPU cores, about 45 minutes.
+loss of all six curves. Exit code 1 if the best distilled student is not better than the best one trained alone.
+Finished stages are reused. Hardware: 2 CPU cores, about 45 minutes.
 """
 
 import csv
@@ -25,9 +25,18 @@ RATES = (5e-4, 1e-3, 2e-3)
 # A small corpus has too few of each rare word to learn from, so all words are masked alike.
 MASKING = ("--mlm-smoothing", "0")
 # No dropout: nothing here is seen often enough to be learnt by heart. The usual 0.02 is meant for wider models.
-TEACHER = {"model_type": "bert", "vocab_size": 8192, "hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3,
-           "intermediate_size": 768, "max_position_embeddings": 128, "initializer_range": 0.05, "hidden_dropout_prob": 0.0,
-           "attention_probs_dropout_prob": 0.0}  # fmt: skip
+TEACHER = {
+    "model_type": "bert",
+    "vocab_size": 8192,
+    "hidden_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "intermediate_size": 768,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.05,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -69,9 +78,16 @@ def job(arguments: Arguments, name: str, rate: float, steps: int, *words: object
     output = arguments.output.resolve()
     folder = output / "runs" / name
     if not (folder / "DONE.json").exists():
-        command("deepspeed", "--num_gpus", arguments.ranks, "train_dilbert.py", "--deepspeed_config", ds_config(output, rate),
-                "--data", output / "train", "--valid-data", output / "valid", "--output", folder, "--max-steps", steps,
-                "--eval-interval", max(1, steps // 6), "--log-interval", 25, *MASKING, *words)  # fmt: skip
+        flags = [
+            "--deepspeed_config",
+            ds_config(output, rate),
+            "--data",
+            output / "train",
+            "--valid-data",
+            output / "valid",
+        ]
+        flags += ["--output", folder, "--max-steps", steps, "--eval-interval", max(1, steps // 6), "--log-interval", 25]
+        command("deepspeed", "--num_gpus", arguments.ranks, "train_dilbert.py", *flags, *MASKING, *words)
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [row for row in rows if "valid_loss_mlm" in row]
 
