@@ -11,12 +11,14 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 TEACHER=${TEACHER:-} CORPUS=${CORPUS:-} OUT=${OUT:-quickstart}
-TEACHER_STEPS=${TEACHER_STEPS:-600} STUDENT_STEPS=${STUDENT_STEPS:-400} MAX_LENGTH=${MAX_LENGTH:-128}
+TEACHER_STEPS=${TEACHER_STEPS:-3000} STUDENT_STEPS=${STUDENT_STEPS:-1200} MAX_LENGTH=${MAX_LENGTH:-128}
 DS_CONFIG=${DS_CONFIG:-ds_configs/cpu.json}
 # The published recipe masks rare words more often; a small corpus has too few of each to learn from.
 MASKING=${MASKING---mlm-smoothing 0}
 [ -n "$TEACHER$CORPUS" ] && OUT=$OUT-$(basename "${TEACHER:-small}")-$(basename "${CORPUS:-docs}" .txt)
-RANKS=$(python -c 'import os, torch; print(torch.cuda.device_count() or min(2, len(os.sched_getaffinity(0))))')
+GPUS=$(python -c 'import torch; print(torch.cuda.device_count())')
+RANKS=$((GPUS ? GPUS : $(nproc) > 1 ? 2 : 1))
+[ "$GPUS" = 0 ] && export DS_ACCELERATOR=cpu
 mkdir -p "$OUT"
 began=$SECONDS
 
@@ -33,11 +35,11 @@ stage() {
   printf '   (%d s)\n' $((SECONDS - start))
 }
 
-# train TITLE RUN FLAGS...: a stage inside DeepSpeed; the launcher's own lines go to a file.
+# train TITLE RUN FLAGS...: a stage inside DeepSpeed (-q: only the training's own lines).
 train() {
   local title=$1 run=$2
   shift 2
-  stage "$title" "$run/DONE.json" deepspeed --num_gpus "$RANKS" train_dilbert.py --deepspeed_config "$DS_CONFIG" \
+  stage "$title" "$run/DONE.json" deepspeed -q --num_gpus "$RANKS" train_dilbert.py --deepspeed_config "$DS_CONFIG" \
     --data "$OUT/data/train" --valid-data "$OUT/data/valid" --output "$run" $MASKING "$@"
 }
 
@@ -68,19 +70,20 @@ done
 if [ -z "$TEACHER" ]; then
   # A model folder with nothing but config.json and a tokenizer: weights start at random.
   [ -e "$TOKENIZER/config.json" ] || cat >"$TOKENIZER/config.json" <<'JSON'
-{"model_type": "bert", "vocab_size": 8192, "hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3,
- "intermediate_size": 768, "max_position_embeddings": 128}
+{"model_type": "bert", "vocab_size": 8192, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 2,
+ "intermediate_size": 512, "max_position_embeddings": 128, "initializer_range": 0.05,
+ "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 JSON
   TEACHER=$OUT/teacher
   train "A small teacher, pre-trained on masked words" "$OUT/runs/teacher" --student "$TOKENIZER" \
-    --max-steps "$TEACHER_STEPS" --log-interval 20 --eval-interval 200
+    --max-steps "$TEACHER_STEPS" --log-interval 200 --eval-interval 1000
   stage "The teacher as a Hugging Face folder" "$TEACHER" \
     python -m model.export "$OUT/runs/teacher" --output "$TEACHER"
 fi
 stage "A student from every second of its layers" "$OUT/student-start" \
   python -m model.extract --teacher "$TEACHER" --output "$OUT/student-start"
 train "Distillation" "$OUT/runs/student" --teacher "$TEACHER" --student "$OUT/student-start" \
-  --max-steps "$STUDENT_STEPS" --log-interval 20 --eval-interval 200
+  --max-steps "$STUDENT_STEPS" --log-interval 200 --eval-interval 400
 stage "The student as a Hugging Face folder" "$OUT/dilbert" \
   python -m model.export "$OUT/runs/student" --output "$OUT/dilbert"
 

@@ -3,6 +3,7 @@
 Session fixtures are read-only: a test that damages something copies it first.
 """
 
+import os
 import random
 import types
 import warnings
@@ -35,6 +36,16 @@ def sentence(generator: random.Random, words: int) -> str:
     """Words of the vocabulary, the first ones far more often, and a few that it doesn't hold."""
     pool = [*WORDS, "running", "walked", "cats", "dogs", "tree", "house", ",", "zebra"]
     return " ".join(generator.choices(pool, [1 / (i + 1) for i in range(len(pool))], k=words))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    """With DILBERT_NO_SKIPS=1 (continuous integration) a skipped test is a failed one."""
+    report = yield
+    if report.skipped and os.environ.get("DILBERT_NO_SKIPS") == "1":
+        report.outcome = "failed"
+        report.longrepr = f"skipped, where nothing may be skipped: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(scope="session")

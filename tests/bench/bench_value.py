@@ -28,10 +28,10 @@ MASKING = ("--mlm-smoothing", "0")
 TEACHER = {
     "model_type": "bert",
     "vocab_size": 8192,
-    "hidden_size": 192,
+    "hidden_size": 128,
     "num_hidden_layers": 4,
-    "num_attention_heads": 3,
-    "intermediate_size": 768,
+    "num_attention_heads": 2,
+    "intermediate_size": 512,
     "max_position_embeddings": 128,
     "initializer_range": 0.05,
     "hidden_dropout_prob": 0.0,
@@ -45,8 +45,8 @@ class Arguments:
 
     data: Path = flag(help="folder with dump.train.txt and dump.valid.txt", metavar="FOLDER")
     output: Path = flag(Path("bench-value"), "where everything is kept", "FOLDER")
-    teacher_steps: int = flag(2400, "steps of the teacher's pre-training")
-    steps: int = flag(600, "steps of each student")
+    teacher_steps: int = flag(4000, "steps of the teacher's pre-training")
+    steps: int = flag(1000, "steps of each student")
     ranks: int = flag(2, "ranks of each job")
 
 
@@ -64,9 +64,8 @@ def module(name: str, result: Path, *words: object) -> None:
 
 
 def ds_config(output: Path, rate: float) -> Path:
-    """cpu.json with another peak learning rate and small steps: so short a run needs many of them."""
+    """cpu.json with another peak learning rate."""
     config = json.loads((ROOT / "ds_configs" / "cpu.json").read_text())
-    config |= {"train_batch_size": 32, "train_micro_batch_size_per_gpu": 8}
     config["optimizer"]["params"]["lr"] = rate
     path = output / f"lr{rate:g}.json"
     path.write_text(json.dumps(config))
@@ -86,7 +85,7 @@ def job(arguments: Arguments, name: str, rate: float, steps: int, *words: object
             "--valid-data",
             output / "valid",
         ]
-        flags += ["--output", folder, "--max-steps", steps, "--eval-interval", max(1, steps // 6), "--log-interval", 25]
+        flags += ["--output", folder, "--max-steps", steps, "--eval-interval", max(1, steps // 6), "--log-interval", 50]
         command("deepspeed", "--num_gpus", arguments.ranks, "train_dilbert.py", *flags, *MASKING, *words)
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [row for row in rows if "valid_loss_mlm" in row]
