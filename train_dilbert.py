@@ -111,7 +111,7 @@ def train(
         teacher.requires_grad_(False).to(world.device, DTYPES[ds_config.precision(config)])
     distiller = Distiller(student, teacher, objective, parts=world.ranks * accumulation)
     engine, *_ = deepspeed.initialize(model=distiller, model_parameters=parameter_groups(distiller), config=config)
-    if found := checkpoint.newest(folder.checkpoints):
+    if found := checkpoint.newest_for_all(folder.checkpoints):
         checkpoint.load(engine, found)
 
     meter, gradient = Meter(TERMS, distiller.active_terms, world.device), GradientNorm(engine)

@@ -5,7 +5,6 @@ document. The text is cut into byte ranges that depend on nothing but the text; 
 the others.
 """
 
-import contextlib
 import io
 import itertools
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from data.indexed import ShardWriter
 from data.manifest import CleaningCounts, CleaningRules, Manifest, ShardEntry, file_entry
 from data.tokenizer import encode_lines, load_tokenizer, vocabulary_of
 from data.vocabulary import Vocabulary
-from launch import commit
+from launch import commit, progress
 from launch.args import flag, parse, require
 from launch.errors import DataError, run
 
@@ -208,8 +207,7 @@ def binarize(files: Files, rules: CleaningRules) -> Manifest:
     parts = [part for path in files.input for part in plan_ranges(path, files.shard_megabytes * 1_000_000)]
     total = sum(part.end - part.start for part in parts)
     entries, cleaning, counts = [], CleaningCounts(), np.zeros(binarizer.vocabulary.size, np.int64)
-    bar = tqdm(total=total, unit="B", unit_scale=True, desc="binarize", mininterval=0.5)
-    with commit.folder(files.output) as folder, contextlib.closing(bar):
+    with commit.folder(files.output) as folder, progress.bar(total, "B", "binarize") as bar:
         for number, part in enumerate(parts):
             entry, did, seen = binarizer.shard(part, folder / f"{number:05d}", bar)
             entries.append(entry)

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
-
 from data.indexed import Dataset, Shard
 from data.manifest import file_entry
-from launch import commit
+from launch import commit, progress
 from launch.args import parse, positional
 from launch.errors import DataError, run
 
@@ -37,7 +35,7 @@ def count_tokens(dataset: Dataset) -> np.ndarray:
     """
     size = dataset.vocabulary.size if dataset.vocabulary else 0
     counts = np.zeros(size, np.int64)
-    with tqdm(total=dataset.tokens, unit="token", unit_scale=True, desc="count", disable=None) as bar:
+    with progress.bar(dataset.tokens, "token", "count") as bar:
         for shard in dataset.shards:
             for start in range(0, shard.ids.size, PIECE):
                 piece = shard.ids[start : start + PIECE]

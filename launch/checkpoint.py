@@ -93,6 +93,24 @@ def newest(root: Path, on_damage: Any = print) -> Checkpoint | None:
     return None
 
 
+def newest_for_all(root: Path) -> Checkpoint | None:
+    """`newest`, looked up by rank 0 for every rank: one reader of all those files, and one answer.
+
+    Raises:
+        CheckpointError: on every rank, what rank 0 found.
+    """
+    answer: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            answer = [newest(root)]
+        except CheckpointError as error:
+            answer = [error]
+    dist.broadcast_object_list(answer)
+    if isinstance(answer[0], CheckpointError):
+        raise answer[0]
+    return answer[0]
+
+
 def committed(root: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
     found = [path for path in root.glob("step*") if _TAG.fullmatch(path.name) and path.is_dir()]

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("model", "data", "launch")
-LEAVES = {"launch.args", "launch.errors", "launch.commit", "launch.hub"}
+LEAVES = {"launch.args", "launch.errors", "launch.commit", "launch.hub", "launch.progress"}
 # Entry points that compose: they may join rooms, and no room may import them.
 COMPOSERS = {"model.export", "launch.evaluate", "launch.showcase"}
 # What a composer needs of the other rooms' insides; `checkpoint` is read by the export, `monitor` for the log's name.

@@ -1,0 +1,12 @@
+"""The progress bar of everything that takes longer than a few seconds."""
+
+import sys
+
+from tqdm import tqdm
+
+
+def bar(total: int, unit: str, title: str) -> tqdm:
+    """Amount, rate and time left, on standard error: live on a terminal, a line every half minute in a log file."""
+    live = sys.stderr.isatty()
+    interval = 0.2 if live else 30.0
+    return tqdm(total=total, unit=unit, unit_scale=True, desc=title, mininterval=interval, delay=0 if live else 30)
