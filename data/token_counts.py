@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from data.indexed import Dataset, Shard
 from data.manifest import file_entry
 from launch import commit, progress

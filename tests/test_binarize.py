@@ -436,7 +436,7 @@ def test_settings_that_are_refused(arguments: dict[str, float], named: str) -> N
 def test_files_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--input .*nothing\.txt: no such file"):
         Files((tmp_path / "nothing.txt",), "t", tmp_path / "out", 1)
-    with pytest.raises(ConfigError, match=r"--input .*: no such file"):
+    with pytest.raises(ConfigError, match=r"--input .*: must be a regular file"):
         Files((tmp_path,), "t", tmp_path / "out", 1)
     (tmp_path / "x").touch()
     with pytest.raises(ConfigError, match="--shard-megabytes 0"):
