@@ -9,25 +9,23 @@ Without `--teacher` it is plain masked-language-model pre-training. `python`, `t
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launch import distributed  # isort: skip  (before torch and DeepSpeed: it sets what they read when imported)
 
-import deepspeed
 import torch
 
 from data.indexed import Dataset
 from data.loader import HeldOut, StreamSettings, TrainingStream, prefetch
 from data.masking import MaskingSettings
-from data.tokenizer import has_tokenizer, load_tokenizer, tokenizer_hash
-from data.vocabulary import Vocabulary
+from data.tokenizer import has_tokenizer
 from launch import checkpoint, ds_config, hub
 from launch.args import flag, parse
 from launch.distributed import World, seed_dropout
-from launch.errors import CheckpointError, ConfigError, Stopped, run
-from launch.evaluate import held_out, vocabulary_for
+from launch.errors import CheckpointError, Stopped, run
+from launch.evaluate import check_together, held_out, vocabulary_for
 from launch.flags import FREE, Cadence, Length, Start
 from launch.monitor import GradientNorm, Meter, Monitor, engine_figures
-from launch.preflight import Shape, check_data, check_models
 from launch.run_folder import MODEL, TOKENIZER, RunFolder, environment, flags_of
 from model import hf
 from model.config import BertConfig
@@ -79,10 +77,12 @@ def train(
 
     # Models and data, and whether they belong together.
     dataset = Dataset.open(paths.data)
+    valid_dataset = Dataset.open(paths.valid_data) if paths.valid_data else None
     student = load_student(paths.student, begin.seed)
     teacher = DilBertForMaskedLM.from_pretrained(paths.teacher) if paths.teacher else None
     vocabulary = vocabulary_for(dataset, paths.student, paths.teacher)
-    check_together(dataset, vocabulary, student, teacher, paths, objective)
+    models = ((paths.student, student), (paths.teacher, teacher))
+    check_together((dataset, valid_dataset), vocabulary, models, needs_width=objective.alpha_cos > 0)
     student.embeddings.position.weight.requires_grad_(not freezing.freeze_pos_embs)
 
     # How long, and in which parts.
@@ -91,31 +91,28 @@ def train(
     config = ds_config.resolve(raw_config, world.ranks, steps, length.warmup(steps))
     accumulation, micro = config["gradient_accumulation_steps"], config["train_micro_batch_size_per_gpu"]
     stream = TrainingStream(dataset, vocabulary, StreamSettings(batch, begin.seed, masking))
-    valid = (
-        HeldOut(open_valid(paths.valid_data, dataset), vocabulary, masking, stream.counts) if paths.valid_data else None
-    )
+    valid = HeldOut(valid_dataset, vocabulary, masking, stream.counts) if valid_dataset else None
 
     # A run goes on as it was started, or not at all.
     flags = flags_of(paths, length, objective, masking, freezing, cadence, begin)
-    record = {"flags": flags, "deepspeed_config": raw_config, "fingerprint": stream.fingerprint()}
-    record[MODEL] = student.config.to_dict()
-    folder.open(record, FREE, begin.allow_change, world, begin.fresh)
-    if world.is_main:
-        folder.write("config.json", record)
-        folder.write("ds_config.json", config)
-        folder.write("environment.json", environment(world, fingerprint=record["fingerprint"], dataset=str(paths.data)))
-        keep_tokenizer(folder.path / TOKENIZER, paths)
+    record: dict[str, Any] = {"flags": flags, "deepspeed_config": raw_config, "fingerprint": stream.fingerprint()}
+    record |= {MODEL: student.config.to_dict(), "teacher": hf.fingerprint(teacher) if teacher else None}
+    folder.check(record, FREE, begin.allow_change, world, begin.fresh)
 
     # The engine holds the student; the teacher stands beside it.
     if teacher:
         teacher.requires_grad_(False).to(world.device, DTYPES[ds_config.precision(config)])
     distiller = Distiller(student, teacher, objective, parts=world.ranks * accumulation)
-    engine, *_ = deepspeed.initialize(model=distiller, model_parameters=parameter_groups(distiller), config=config)
+    engine = distributed.initialise(distiller, parameter_groups(distiller), config)
     if found := checkpoint.newest_for_all(folder.checkpoints):
         checkpoint.load(engine, found)
+    last = length.last(steps, engine.global_steps)
+    if world.is_main:
+        facts = environment(world, fingerprint=record["fingerprint"], dataset=str(paths.data))
+        folder.begin(config=record, ds_config=config, environment=facts)
+        keep_tokenizer(folder.path / TOKENIZER, paths)
 
     meter, gradient = Meter(TERMS, distiller.active_terms, world.device), GradientNorm(engine)
-    last = length.last(steps)
     with Monitor(folder.path, world, engine.global_steps, steps) as monitor:
         monitor.say(headline(distiller, config, world, len(dataset), steps, engine.global_steps))
         todo = range(engine.global_steps, last)
@@ -130,13 +127,15 @@ def train(
                 meter.add(terms, part.tokens)
             meter.step()
             step = engine.global_steps
-            if step % cadence.log_interval == 0 or step == last:
+            save = step % cadence.checkpoint_interval == 0 or step == last
+            if save or step % cadence.log_interval == 0:  # a loss that is not finite is never saved: the log raises
                 progress = {"lr": rate, "epoch": step * batch / len(dataset), **engine_figures(engine, gradient)}
                 monitor.log(step, {**meter.read(), **progress})
-            if valid and (step % cadence.eval_interval == 0 or step == last):
-                monitor.log_held_out(step, held_out(distiller, valid, micro))
-            if step % cadence.checkpoint_interval == 0 or step == last:
-                checkpoint.save(engine, folder.checkpoints)
+            with meter.paused():
+                if valid and (step % cadence.eval_interval == 0 or step == last):
+                    monitor.log_held_out(step, held_out(distiller, valid, micro))
+                if save:
+                    checkpoint.save(engine, folder.checkpoints)
 
         if last < steps:
             folder.end("STOPPED.json", {"code": Stopped.exit_code, "step": last}, world)
@@ -156,47 +155,14 @@ def load_student(name: str, seed: int) -> DilBertForMaskedLM:
     return DilBertForMaskedLM(BertConfig.read(folder)).train()
 
 
-def shape_of(name: str, model: DilBertForMaskedLM) -> Shape:
-    """What a model says of itself, its tokenizer's hash included where it brings one."""
-    own = has_tokenizer(hub.fetch(name, hub.TOKENIZER_FILES))
-    config, digest = model.config, tokenizer_hash(load_tokenizer(name)) if own else None
-    return Shape(name, config.vocab_size, config.hidden_size, config.max_position_embeddings, digest)
-
-
-def check_together(
-    dataset: Dataset, vocabulary: Vocabulary, student: DilBertForMaskedLM, teacher: DilBertForMaskedLM | None,
-    paths: Paths, objective: Objective,
-) -> None:  # fmt: skip
-    """Vocabulary, tokenizer, width and positions of student, teacher and data agree, or ConfigError says what to do."""
-    shapes = [shape_of(paths.student, student)]
-    if paths.teacher and teacher:
-        shapes.append(shape_of(paths.teacher, teacher))
-        check_models(shapes[0], shapes[1], needs_width=objective.alpha_cos > 0)
-    data = Shape(str(paths.data), vocabulary.size, tokenizer_hash=vocabulary.tokenizer_hash)
-    check_data(data, dataset.longest, *shapes)
-
-
 def keep_tokenizer(target: Path, paths: Paths) -> None:
     """Copy the tokenizer's files into the run folder, from the first of student, dataset and teacher that has some."""
     for name in (paths.student, str(paths.data / "tokenizer"), paths.teacher):
-        if name and Path(name).exists() | (name == paths.teacher):
+        if name and (Path(name).exists() or name == paths.teacher):
             source = hub.fetch(name, hub.TOKENIZER_FILES)
             if has_tokenizer(source):
                 target.mkdir(exist_ok=True)
                 return hub.copy_tokenizer(source, target)
-
-
-def open_valid(path: Path, train: Dataset) -> Dataset:
-    """The held-out dataset.
-
-    Raises:
-        ConfigError: it was made by another tokenizer than the training data.
-    """
-    valid = Dataset.open(path)
-    ours, theirs = train.vocabulary, valid.vocabulary
-    if ours and theirs and ours.tokenizer_hash != theirs.tokenizer_hash:
-        raise ConfigError(f"--valid-data {path}: made by another tokenizer than --data {train.path}; binarize it anew")
-    return valid
 
 
 def headline(distiller: Distiller, config: dict, world: World, sequences: int, steps: int, start: int) -> str:
@@ -219,13 +185,13 @@ GROUPS = (Paths, Length, Objective, MaskingSettings, Freezing, Cadence, Start)
 
 def main() -> None:
     """Command line."""
-    logging.basicConfig(format="%(message)s")
-    settings = parse(DESCRIPTION, *GROUPS, example=EXAMPLE, prog="train_dilbert.py")
-    try:
-        train(*settings)
-    finally:
-        distributed.stop()
+    logging.basicConfig(format="%(message)s", level=logging.WARNING if distributed.is_main() else logging.ERROR)
+    train(*parse(DESCRIPTION, *GROUPS, example=EXAMPLE, prog="train_dilbert.py"))
 
 
 if __name__ == "__main__":
-    run(main, disk=CheckpointError)
+    try:
+        run(main, disk=CheckpointError)
+        distributed.stop()
+    except SystemExit as end:
+        distributed.leave(int(end.code or 0))

@@ -67,8 +67,8 @@ def save(engine: Any, root: Path) -> Path:
             _publish(partial, final, {"step": engine.global_steps, "ranks": ranks,
                                       "stage": engine.zero_optimization_stage(), "files": merged})  # fmt: skip
         dist.barrier()
-    except OSError as error:
-        raise CheckpointError(f"{final}: can't be written: {error.strerror or error}") from error
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        raise CheckpointError(f"{final}: can't be written: {error}; the last whole checkpoint is kept") from error
     return final
 
 
@@ -96,6 +96,8 @@ def newest(root: Path, on_damage: Any = print) -> Checkpoint | None:
 def newest_for_all(root: Path) -> Checkpoint | None:
     """`newest`, looked up by rank 0 for every rank: one reader of all those files, and one answer.
 
+    Damaged ones that are newer get another name (`damaged-step...`), so that their steps can be saved again.
+
     Raises:
         CheckpointError: on every rank, what rank 0 found.
     """
@@ -103,12 +105,20 @@ def newest_for_all(root: Path) -> Checkpoint | None:
     if dist.get_rank() == 0:
         try:
             answer = [newest(root)]
-        except CheckpointError as error:
-            answer = [error]
+            _move_aside([path for path in committed(root) if path.name > answer[0].path.name] if answer[0] else [])
+        except (CheckpointError, OSError) as error:
+            answer = [error if isinstance(error, CheckpointError) else CheckpointError(f"{root}: {error}")]
     dist.broadcast_object_list(answer)
     if isinstance(answer[0], CheckpointError):
         raise answer[0]
     return answer[0]
+
+
+def _move_aside(damaged: list[Path]) -> None:
+    for path in damaged:
+        target = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(path, target)
 
 
 def committed(root: Path) -> list[Path]:

@@ -1,10 +1,12 @@
-"""Process group, rank, device, seeds: the same for plain `python`, `deepspeed`, `torchrun` and `srun`."""
+"""Process group, rank, device, engine, seeds: the same for plain `python`, `deepspeed` and `torchrun`."""
 
 import hashlib
 import os
 import socket
+import sys
 import warnings
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 # Read when torch loads its OpenMP library: threads that wait for work by spinning make a busy machine ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -20,6 +22,8 @@ import deepspeed
 import torch.distributed as dist
 from deepspeed.utils import logger as deepspeed_logger
 
+from launch.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class World:
@@ -34,6 +38,11 @@ class World:
     def is_main(self) -> bool:
         """Rank 0 prints, logs and writes what only one may write."""
         return self.rank == 0
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, before there is a process group."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def device_type() -> str:
@@ -61,9 +70,32 @@ def start() -> World:
 
 
 def stop() -> None:
-    """Leave the process group, so that nothing warns or hangs at exit."""
+    """Leave the process group at the end of a job that went well, so that nothing warns at exit."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """End this rank at once.
+
+    After an error other ranks may sit in a collective: an orderly way out would wait for them, and they for it.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def initialise(module: torch.nn.Module, groups: list[dict[str, Any]], config: dict[str, Any]) -> Any:
+    """DeepSpeed's engine around a module.
+
+    Raises:
+        ConfigError: what DeepSpeed does not accept in its JSON.
+    """
+    try:
+        engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=config)
+    except (ValueError, TypeError, AssertionError, KeyError) as error:  # pydantic's errors are ValueErrors
+        raise ConfigError(f"DeepSpeed refuses its configuration: {type(error).__name__}: {error}") from error
+    return engine
 
 
 def _be_alone_unless_launched() -> None:
@@ -71,6 +103,12 @@ def _be_alone_unless_launched() -> None:
     if "RANK" in os.environ:
         os.environ.setdefault("LOCAL_RANK", "0")
         return
+    for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        if int(os.environ.get(name, "1")) > 1:
+            raise ConfigError(
+                f"{name} is {os.environ[name]}, but RANK is not set: each task would train alone. Start the tasks with "
+                "RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, or use deepspeed or torchrun"
+            )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

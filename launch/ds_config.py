@@ -58,19 +58,26 @@ UNSUPPORTED_KEYS = {
     "managed_gradient_accumulation": "a step's micro-batches are dealt by the data stream",
     "data_efficiency": "the data stream is the project's own",
     "curriculum_learning": "the data stream is the project's own",
-    "elasticity": "the global batch is part of the run's identity; ranks may change at a resume",
+    "elasticity": "DeepSpeed has removed it",
     "pipeline": "the model is one stage",
     "tensor_parallel": "67M parameters fit on one device",
     "expert_parallel": "there are no experts",
     "sequence_parallel_size": "sequences have 512 tokens at most",
     "data_parallel_size": "every rank is a data-parallel rank",
     "hybrid_engine": "nothing is generated",
+    "dataloader_drop_last": "the data stream is the project's own",
+    "seq_parallel_communication_data_type": "sequences have 512 tokens at most",
+    "use_data_before_expert_parallelism": "there are no experts",
     "autotuning": "choose the micro-batch yourself",
     "compression_training": "DeepSpeed has removed it",
     "sparse_gradients": "DeepSpeed has removed it",
     "amp": "use fp16 or bf16",
     "weight_quantization": "training only",
 }
+
+# Objects, each after the one that holds it.
+SECTIONS = ("optimizer", "optimizer.params", "scheduler", "scheduler.params", "zero_optimization", "fp16", "bf16",
+            "zero_optimization.offload_optimizer", "data_types")  # fmt: skip
 
 # Where "auto" has a meaning: what a flag or the launch determines.
 AUTO_PATHS = ("gradient_accumulation_steps", "scheduler.params.total_num_steps", "scheduler.params.warmup_num_steps")
@@ -106,13 +113,17 @@ def resolve(config: Json, ranks: int, max_steps: int, warmup_steps: int) -> Json
     """The JSON that DeepSpeed gets: every "auto" replaced, the three batch sizes explicit, the peak lr stated.
 
     Raises:
-        ConfigError: the batch sizes and the number of ranks contradict each other.
+        ConfigError: the batch sizes and the number of ranks, or the schedule and the flags, contradict each other.
     """
     config = json.loads(json.dumps(config))
     config.update(batch_sizes(config, ranks))
     params = config.get("scheduler", {}).get("params", {})
     for key, value in (("total_num_steps", max_steps), ("warmup_num_steps", warmup_steps)):
-        if params.get(key) == "auto":
+        if params.get(key, value) not in ("auto", value):
+            raise ConfigError(
+                f"key 'scheduler.params.{key}': {params[key]} contradicts the flags, which say {value}; write \"auto\""
+            )
+        if key in params:
             params[key] = value
     if config.get("scheduler", {}).get("type") in ("WarmupLR", "WarmupDecayLR"):
         params["warmup_max_lr"] = config["optimizer"]["params"]["lr"]  # DeepSpeed's own default is 0.001
@@ -151,9 +162,12 @@ def _check_keys(config: Json) -> None:
             raise ConfigError(f"key '{key}' is not supported: {UNSUPPORTED_KEYS[key]}")
         if key not in KNOWN_KEYS:
             raise ConfigError(f"unknown key '{key}'{did_you_mean(key, KNOWN_KEYS)}")
-    for key in ("optimizer", "scheduler", "zero_optimization", "fp16", "bf16", "data_types"):
-        if not isinstance(config.get(key, {}), dict):
-            raise ConfigError(f"key '{key}': must be an object")
+    for path in SECTIONS:
+        value: Any = config
+        for key in path.split("."):
+            value = value.get(key, {})
+        if not isinstance(value, dict):
+            raise ConfigError(f"key '{path}': must be an object, not {value!r}")
 
 
 def _check_auto(config: Json) -> None:
@@ -170,7 +184,14 @@ def _check_values(config: Json) -> None:
     clipping = config.get("gradient_clipping", 0)
     if not isinstance(clipping, int | float) or not 0 <= clipping < math.inf:
         raise ConfigError(f"key 'gradient_clipping': {clipping!r} must be a number, 0 (off) or more")
-    if stage(config) not in (0, 1, 2):
+    for name in ("fp16", "bf16"):
+        enabled = config.get(name, {}).get("enabled", False)
+        if not isinstance(enabled, bool):
+            raise ConfigError(f"key '{name}.enabled': {enabled!r} must be true or false")
+    for name in ("optimizer", "scheduler"):
+        if name in config and not isinstance(config[name].get("type"), str):
+            raise ConfigError(f"key '{name}.type': {config[name].get('type')!r} must be a name in quotes")
+    if isinstance(stage(config), bool) or stage(config) not in (0, 1, 2):
         raise ConfigError(f"key 'zero_optimization.stage': {stage(config)!r}; stages 0, 1 and 2 are supported")
 
 

@@ -7,6 +7,7 @@ ranks and for any batch size; models are compared on the same masked words.
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,12 @@ import torch.distributed as dist
 from data.indexed import Dataset
 from data.loader import HeldOut, matching_counts
 from data.masking import MaskingSettings
-from data.tokenizer import has_tokenizer, load_tokenizer, vocabulary_of
+from data.tokenizer import has_tokenizer, load_tokenizer, tokenizer_hash, vocabulary_of
 from data.vocabulary import Vocabulary
 from launch import commit, hub
-from launch.args import flag, parse
-from launch.errors import DataError, run
+from launch.args import flag, parse, require
+from launch.errors import ConfigError, DataError, run
+from launch.preflight import Shape, check_data, check_models
 from model.distiller import Batch, Distiller, held_out_figures
 from model.losses import Objective
 from model.pretrained import DilBertForMaskedLM
@@ -38,6 +40,9 @@ class Arguments:
     )
     batch_size: int = flag(16, "sequences at once; the figures do not depend on it")
     json: Path | None = flag(None, "write the figures there, too", "FILE")
+
+    def __post_init__(self) -> None:
+        require(self.batch_size > 0, "batch_size", self.batch_size, "must be positive")
 
 
 def held_out(distiller: Distiller, data: HeldOut, size: int) -> dict[str, float]:
@@ -65,15 +70,45 @@ def vocabulary_for(dataset: Dataset, *names: str | None) -> Vocabulary:
     raise DataError(f"{dataset.path}: a bare Megatron pair needs a model with a tokenizer: which ids are special?")
 
 
+def shape_of(name: str, model: DilBertForMaskedLM) -> Shape:
+    """What a model says of itself, its tokenizer's hash included where it brings one."""
+    own = has_tokenizer(hub.fetch(name, hub.TOKENIZER_FILES))
+    config, digest = model.config, tokenizer_hash(load_tokenizer(name)) if own else None
+    return Shape(name, config.vocab_size, config.hidden_size, config.max_position_embeddings, digest)
+
+
+def check_together(
+    datasets: Iterable[Dataset | None],
+    vocabulary: Vocabulary,
+    models: Iterable[tuple[str | None, DilBertForMaskedLM | None]],
+    needs_width: bool,
+) -> None:
+    """Vocabulary, tokenizer, width and positions agree, or ConfigError says what to do.
+
+    Args:
+        datasets: the first gave the vocabulary; None is passed over.
+        models: names and models, the student first; None is passed over.
+        needs_width: hidden states are compared, too.
+    """
+    shapes = [shape_of(name, model) for name, model in models if name and model]
+    check_models(shapes[0], shapes[1] if len(shapes) > 1 else None, needs_width)
+    for data in filter(None, datasets):
+        known = data.vocabulary or vocabulary
+        check_data(Shape(str(data.path), known.size, tokenizer_hash=known.tokenizer_hash), data.longest, *shapes)
+        if known.tokenizer_hash != vocabulary.tokenizer_hash:
+            raise ConfigError(f"{data.path}: made by another tokenizer than the training data; binarize it anew")
+
+
 def main() -> None:
     """Command line."""
     logging.basicConfig(format="%(message)s")
     arguments, masking = parse("Held-out figures of a model.", Arguments, MaskingSettings, prog="launch.evaluate")
     dataset = Dataset.open(arguments.data)
     vocabulary = vocabulary_for(dataset, arguments.model, arguments.teacher)
-    counts = matching_counts(Dataset.open(arguments.train_data or arguments.data), vocabulary)
     model = DilBertForMaskedLM.from_pretrained(arguments.model)
     teacher = DilBertForMaskedLM.from_pretrained(arguments.teacher) if arguments.teacher else None
+    check_together((dataset,), vocabulary, ((arguments.model, model), (arguments.teacher, teacher)), needs_width=True)
+    counts = matching_counts(Dataset.open(arguments.train_data or arguments.data), vocabulary)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     distiller = Distiller(model.to(device), teacher.to(device) if teacher else None, Objective())
     figures = held_out(distiller, HeldOut(dataset, vocabulary, masking, counts), arguments.batch_size)

@@ -35,9 +35,20 @@ class Length:
         require(warmup <= steps, "warmup_steps", warmup, f"the whole run has {steps} steps")
         return warmup
 
-    def last(self, steps: int) -> int:
-        """The step after which this start ends."""
-        return min(steps, self.stop_at_step or steps)
+    def last(self, steps: int, now: int) -> int:
+        """The step after which this start ends.
+
+        Args:
+            steps: of the whole run.
+            now: steps that are done already.
+
+        Raises:
+            ConfigError: that step is in the past.
+        """
+        last = min(steps, self.stop_at_step or steps)
+        name = "stop_at_step" if last < steps else "max_steps" if self.max_steps else "epochs"
+        require(last >= now, name, getattr(self, name), f"the run has done {now} steps already")
+        return last
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,6 @@ class Start:
 
 
 # Flags that say where and how often, not what: a resume may change them.
-FREE = frozenset({"max_steps", "epochs", "warmup_steps", "stop_at_step", "log_interval", "checkpoint_interval",
+FREE = frozenset({"max_steps", "epochs", "stop_at_step", "log_interval", "checkpoint_interval",
                   "eval_interval", "fresh", "allow_change", "local_rank", "deepspeed", "deepspeed_config", "data",
                   "valid_data", "teacher", "student", "output"})  # fmt: skip

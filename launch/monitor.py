@@ -3,10 +3,11 @@
 Sums stay on the device between two log lines; nothing waits for it but the log line itself.
 """
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -50,16 +51,24 @@ class Meter:
         """Mean losses per step over all ranks, rate and step time since the last reading; starts anew."""
         packed = torch.cat([self.sums, self.sums.new_tensor([self.tokens])])
         dist.all_reduce(packed)
-        seconds = time.perf_counter() - self.since
-        *sums, tokens = packed.tolist()
+        *sums, tokens = packed.tolist()  # waits for the device: all work since the last reading is done
+        now = time.perf_counter()
+        seconds = now - self.since
         steps = max(self.steps, 1)
         figures = {name: value / steps for name, value in zip(self.names, sums, strict=True) if name in self.shown}
         figures["tokens_per_second"] = tokens / max(seconds, 1e-9)
         figures["seconds_per_step"] = seconds / steps
         self.sums.zero_()
         self.tokens = self.steps = 0
-        self.since = time.perf_counter()
+        self.since = now
         return figures
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time within is not training time."""
+        start = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - start
 
 
 class GradientNorm:
@@ -161,14 +170,18 @@ def cut_log(path: Path, start: int) -> None:
     """Drop lines after step `start`, and a last line that a kill cut short, so that no step stands twice."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= start:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    commit.write_text(path, "".join(kept))
+    commit.write_text(path, "".join(json.dumps(row) + "\n" for row in read_log(path) if row["step"] <= start))
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `log.jsonl`; a line that a kill cut short is left out. No file, no rows."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
+    return rows
 
 
 def duration(seconds: float) -> str:

@@ -24,6 +24,7 @@ from launch.distributed import World
 from launch.errors import CheckpointError, ConfigError
 
 MODEL = "model"  # key of config.json: the student's architecture, as Hugging Face's config.json
+IDENTITY = ("fingerprint", MODEL, "teacher")  # the data stream, the student's architecture, the teacher's weights
 TOKENIZER = "tokenizer"  # folder: the tokenizer's files
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
@@ -67,18 +68,20 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         commit.write_text(self.path / name, json.dumps(body, indent=2, default=str) + "\n")
 
-    def open(
+    def check(
         self, record: dict[str, Any], free: frozenset[str], allowed: tuple[str, ...], world: World, fresh: bool
     ) -> None:
-        """Start or go on with the run; all ranks call it.
+        """Whether this start may go on with the run in the folder; all ranks call it. Changes nothing but for `fresh`.
 
         Args:
             record: what this start was given, see `refuse_changes`.
             fresh: move an earlier run aside first.
 
         Raises:
-            ConfigError: the run was started with other settings.
+            ConfigError: the run was started with other settings, or the path is no folder.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"--output {self.path}: is a file; give the name of a folder")
         if fresh:
             if world.is_main:
                 self.move_aside()
@@ -86,9 +89,13 @@ class RunFolder:
         if recorded := self.recorded():
             refuse_changes(recorded, record, free, allowed)
         dist.barrier()  # every rank has read the old record before rank 0 writes the new one
-        if world.is_main:
-            for name in ("DONE.json", "STOPPED.json"):
-                (self.path / name).unlink(missing_ok=True)
+
+    def begin(self, **records: dict[str, Any]) -> None:
+        """The run is under way: write `NAME.json` for each record; it is neither done nor stopped. For rank 0."""
+        for name, body in records.items():
+            self.write(f"{name}.json", body)
+        for name in ("DONE.json", "STOPPED.json"):
+            (self.path / name).unlink(missing_ok=True)
 
     def end(self, name: str, body: dict[str, Any], world: World) -> None:
         """How the run ended: `DONE.json` or `STOPPED.json`."""
@@ -108,7 +115,7 @@ def refuse_changes(
     """Compare a run's record with what this start was given.
 
     Args:
-        recorded, now: {"flags": ..., "deepspeed_config": ..., "fingerprint": ...}.
+        recorded, now: {"flags": ..., "deepspeed_config": ..., and what IDENTITY names}.
         free: flags that a resume may change.
         allowed: flags and keys that the user allows to change (`--allow-change`).
 
@@ -121,8 +128,9 @@ def refuse_changes(
         (option(name), before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
     ]
     changed += ds_config.changes(recorded.get("deepspeed_config", {}), now["deepspeed_config"])
-    if recorded.get("fingerprint") != now["fingerprint"]:
-        changed.append(("fingerprint", recorded.get("fingerprint"), now["fingerprint"]))
+    for name in IDENTITY:
+        if recorded.get(name) != now.get(name):
+            changed.append((name, recorded.get(name), now.get(name)))
     refused = [row for row in changed if _key(row[0]) not in {_key(name) for name in allowed}]
     if refused:
         rows = "\n".join(f"  {name}: was {old!r}, is {new!r}" for name, old, new in refused)

@@ -4,7 +4,6 @@ python -m launch.showcase --teacher T --before STUDENT0 --after STUDENT --run RU
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from data.masking import MaskingSettings
 from launch.args import flag, parse
 from launch.errors import run
 from launch.evaluate import held_out, vocabulary_for
-from launch.monitor import LOG
+from launch.monitor import LOG, read_log
 from launch.run_folder import RunFolder
 from model.distiller import Distiller
 from model.losses import Objective
@@ -106,8 +105,8 @@ def masking_of(run: Path) -> MaskingSettings:
 
 def throughput(log: Path) -> float:
     """Median real tokens per second over the lines of a training log."""
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    return float(torch.tensor([row["tokens_per_second"] for row in rows if "tokens_per_second" in row]).median())
+    rates = [row["tokens_per_second"] for row in read_log(log) if "tokens_per_second" in row]
+    return float(torch.tensor(rates).median())
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from data.tokenizer import load_tokenizer, vocabulary_of
 from launch import checkpoint, commit
 from launch.args import flag, parse, positional
 from launch.errors import CheckpointError, ConfigError, run
-from launch.monitor import LOG
+from launch.monitor import LOG, read_log
 from launch.run_folder import MODEL, TOKENIZER, RunFolder
 from model import hf
 from model.config import BertConfig
@@ -124,7 +124,7 @@ def model_card(folder: RunFolder, record: dict[str, Any], source: checkpoint.Che
         "steps": f"{source.step:,}",
         "data": f"`{Path(flags['data']).name}` (fingerprint {record['fingerprint']})",
         **{name: f"{value:.4f}" for name, value in figures.items()},
-        "made with": ", ".join(f"{name} {version}" for name, version in environment["packages"].items()),
+        "made with": ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items()),
         "code": f"commit {environment['git_commit']}" if environment.get("git_commit") else "unknown commit",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
@@ -140,11 +140,9 @@ def model_card(folder: RunFolder, record: dict[str, Any], source: checkpoint.Che
 def last_figures(log: Path, step: int) -> dict[str, float]:
     """The last losses and held-out figures that the log has up to a step."""
     figures: dict[str, float] = {}
-    if log.exists():
-        for line in log.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            if row["step"] <= step:
-                figures |= {k: v for k, v in row.items() if k.startswith(("loss", "valid_")) and v is not None}
+    for row in read_log(log):
+        if row["step"] <= step:
+            figures |= {k: v for k, v in row.items() if k.startswith(("loss", "valid_")) and v is not None}
     return figures
 
 
@@ -176,4 +174,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, disk=CheckpointError)

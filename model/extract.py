@@ -13,7 +13,7 @@ import torch
 
 from launch import commit, hub
 from launch.args import flag, parse
-from launch.errors import ConfigError, run
+from launch.errors import CheckpointError, ConfigError, run
 from model import hf
 from model.config import BertConfig
 from model.pretrained import DilBertForMaskedLM
@@ -93,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, disk=CheckpointError)

@@ -1,5 +1,6 @@
 """The border to Hugging Face: the only table of its parameter names, and reading and writing of model folders."""
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -139,6 +140,14 @@ def write_folder(folder: Path, module: nn.Module, config: BertConfig) -> None:
     weights = folder / "model.safetensors"
     safetensors.torch.save_file(dump_state(module, config), weights, metadata={"format": "pt"})
     shutil.copymode(folder / "config.json", weights)  # safetensors writes files that only their owner can read
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Changes with any weight: the hexadecimal digest of all parameters, in their order."""
+    digest = hashlib.blake2b(digest_size=8)
+    for parameter in module.parameters():
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def has_weights(folder: Path) -> bool:

@@ -9,6 +9,9 @@ import types
 import warnings
 from pathlib import Path
 
+# Before torch is imported: these tests are for CPUs, also on a machine with one GPU and two ranks.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 import pytest
 
 from data import binarize

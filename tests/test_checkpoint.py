@@ -108,6 +108,23 @@ def test_a_missing_shard_is_an_error(root):
         checkpoint.fp32_weights(found)
 
 
+def limited_disk() -> None:
+    """In a rank: no file may grow beyond 20 kB, as on a disk that is nearly full."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+def test_a_full_disk_while_saving_is_exit_4(dataset_folder, tmp_path):
+    models = make_models(tmp_path)
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-steps", "1")
+    code, output = run_ranks(1, train, argv, limited_disk)[0]
+    assert code == 4, output
+    assert "can't be written" in output
+    assert "Traceback" not in output
+    assert checkpoint.committed(tmp_path / "run" / "checkpoints") == []
+
+
 def save_to_a_full_disk(folder: str) -> str:
     """In a rank: a save into a folder that can't be written."""
     from types import SimpleNamespace

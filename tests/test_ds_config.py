@@ -30,7 +30,7 @@ def test_what_deepspeed_calls_its_keys_is_known():
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_files_are_sound_and_explained(path):
     config = ds_config.load(path, "cuda")
-    for ranks in (1, 2, 4):
+    for ranks in (1, 2):
         resolved = ds_config.resolve(config, ranks, max_steps=1000, warmup_steps=50)
         assert "auto" not in ds_config.flatten(resolved).values()
         assert resolved["scheduler"]["params"]["warmup_max_lr"] == config["optimizer"]["params"]["lr"]

@@ -29,9 +29,13 @@ def test_warmup():
 
 
 def test_last_step_of_this_start():
-    assert Length(max_steps=9).last(9) == 9
-    assert Length(max_steps=9, stop_at_step=4).last(9) == 4
-    assert Length(max_steps=9, stop_at_step=40).last(9) == 9
+    assert Length(max_steps=9).last(9, now=0) == 9
+    assert Length(max_steps=9, stop_at_step=4).last(9, now=4) == 4
+    assert Length(max_steps=9, stop_at_step=40).last(9, now=2) == 9
+    with pytest.raises(ConfigError, match="--stop-at-step 4: the run has done 5 steps"):
+        Length(max_steps=9, stop_at_step=4).last(9, now=5)
+    with pytest.raises(ConfigError, match="--max-steps 9: the run has done 10 steps"):
+        Length(max_steps=9).last(9, now=10)
 
 
 @pytest.mark.parametrize("wrong", [{}, {"max_steps": 1, "epochs": 1.0}, {"max_steps": -1}, {"epochs": 0.0}])

@@ -42,6 +42,12 @@ def test_changes_that_the_user_allows(allowed):
     refuse_changes(record(), now, FREE, allowed)
 
 
+@pytest.mark.parametrize("name", ["model", "teacher", "fingerprint"])
+def test_identity_counts(name):
+    with pytest.raises(ConfigError, match=f"{name}: was"):
+        refuse_changes(record() | {name: "old"}, record() | {name: "new"}, FREE, ())
+
+
 def test_a_new_flag_counts_as_a_change():
     with pytest.raises(ConfigError, match="--colour: was None, is 'red'"):
         refuse_changes(record(), record(colour="red"), FREE, ())

@@ -95,6 +95,22 @@ def test_resume_is_bit_for_bit(models, dataset_folder, tmp_path):
             assert torch.equal(mine, theirs)
 
 
+@pytest.mark.parametrize(("precision", "stage"), [("fp32", 0), ("bf16", 1), ("bf16", 2), ("fp16", 1), ("fp16", 2)])
+def test_resume_in_every_precision(precision, stage, models, dataset_folder, tmp_path):
+    more = {"data_types": {"grad_accum_dtype": "fp32"}} if precision == "bf16" else {}
+    config = config_file(tmp_path / "c.json", stage=stage, precision=precision, **more)
+    patch = allow_fp16 if precision == "fp16" else None
+    argv = [flags(config, dataset_folder, models, tmp_path / name, "--max-steps", "6") for name in ("whole", "halves")]
+    run(1, argv[0], patch)
+    run(1, [*argv[1], "--stop-at-step", "3"], patch, expect=75)
+    run(1, argv[1], patch)
+    np.testing.assert_array_equal(losses(tmp_path / "whole"), losses(tmp_path / "halves"))
+    whole, halves = (
+        checkpoint.fp32_weights(checkpoint.newest(tmp_path / name / "checkpoints")) for name in ("whole", "halves")
+    )
+    assert same(whole, halves)
+
+
 def test_evaluation_leaves_no_trace(models, dataset_folder, tmp_path):
     config = config_file(tmp_path / "c.json")
     run(1, flags(config, dataset_folder, models, tmp_path / "a", "--max-steps", "6"))
@@ -171,9 +187,13 @@ def test_learning_rate_follows_its_formula(models, dataset_folder, tmp_path):
     more = ["--max-steps", "20", "--warmup-steps", "5"]
     run(1, flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", *more))
     found = [row["lr"] for row in read_log(tmp_path / "run")]
-    # DeepSpeed's schedule after i finished steps of N, W of warm-up; it starts counting at the second step.
-    expected = [1e-3 * (i / 5 if i < 5 else (20 - i) / (20 - 5)) for i in [0, *range(19)]]
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(found, rates(1e-3, steps=20, warmup=5), rtol=1e-12)
+
+
+def rates(peak: float, steps: int, warmup: int) -> list[float]:
+    """The formula of ds_configs/README.md; DeepSpeed's schedule starts counting at the second step."""
+    counts = [max(step - 2, 0) for step in range(1, steps + 1)]
+    return [peak * (i / warmup if i < warmup else (steps - i) / (steps - warmup)) for i in counts]
 
 
 @pytest.mark.parametrize("path", sorted(Path("ds_configs").glob("*.json")), ids=lambda path: path.stem)
@@ -182,9 +202,17 @@ def test_configurations_train(path, models, dataset_folder, tmp_path):
     size = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 2}  # the test's batch; all else as it stands
     (tmp_path / "c.json").write_text(json.dumps(config | size))
     patch = allow_fp16 if "fp16" in path.stem else None
-    run(2, flags(tmp_path / "c.json", dataset_folder, models, tmp_path / "run", "--max-steps", "2"), patch)
-    assert len(read_log(tmp_path / "run")) == 2
-    assert all(np.isfinite(row["loss"]) for row in read_log(tmp_path / "run"))
+    run(2, flags(tmp_path / "c.json", dataset_folder, models, tmp_path / "run", "--max-steps", "4"), patch)
+    rows = read_log(tmp_path / "run")
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert [row["skipped_steps"] for row in rows] == [0, 0, 0, 0]
+    peak = config["optimizer"]["params"]["lr"]
+    np.testing.assert_allclose([row["lr"] for row in rows], rates(peak, steps=4, warmup=2), rtol=1e-12)
+    from model.pretrained import DilBertForMaskedLM
+
+    before = DilBertForMaskedLM.from_pretrained(models[1]).state_dict()["layers.0.qkv.weight"]
+    after = checkpoint.fp32_weights(checkpoint.newest(tmp_path / "run" / "checkpoints"))["student.layers.0.qkv.weight"]
+    assert 1e-5 < float((before - after).abs().max()) < 1e-2, "two steps of AdamW move a weight by about the rate"
 
 
 @pytest.mark.parametrize(("precision", "stage"), [("bf16", 1), ("bf16", 2), ("fp16", 1), ("fp16", 2)])

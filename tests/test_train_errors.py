@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from data.manifest import CleaningRules
 from launch import checkpoint
 
 ROOT = Path(__file__).parents[1]
+PORT = "a free port"
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +109,34 @@ def test_bad_values(more, words, models, dataset_folder, tmp_path):
         ({"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}}, ["optimizer.params.lr"]),
         ({"scheduler": schedule(warmup_type="linear", warmup_max_lr=0.1)}, ["warmup_max_lr"]),
         ({"scheduler": schedule()}, ["warmup_type", "linear"]),
+        ({"scheduler": {"type": None}}, ["scheduler.type"]),
+        ({"scheduler": {"type": "WarmupDecayLR", "params": []}}, ["scheduler.params"]),
+        ({"optimizer": {"type": 3, "params": {"lr": 1e-3}}}, ["optimizer.type"]),
+        ({"optimizer": {"type": "AdamW", "params": None}}, ["optimizer"]),
+        ({"bf16": {"enabled": "false"}}, ["bf16.enabled"]),
+        ({"zero_optimization": {"stage": True}}, ["zero_optimization.stage"]),
+        ({"zero_optimization": {"stage": 1, "offload_optimizer": []}}, ["offload_optimizer"]),
     ],
 )
 def test_bad_deepspeed_json(change, words, models, dataset_folder, tmp_path):
     config = config_file(tmp_path / "c.json", **change)
     if "1 rank" not in words:  # what depends on the launch is no fault of the file
         words = [str(config), *words]
+    refused(flags(config, dataset_folder, models, tmp_path / "run", "--max-steps", "4"), 2, *words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"zero_optimization": {"stage": 1, "stagee": 2}}, ["stagee"]),
+        ({"optimizer": {"type": "AdamV", "params": {"lr": 1e-3}}}, ["AdamV"]),
+        ({"scheduler": schedule(warmup_type="linear") | {"type": "WarmupDecayLl"}}, ["WarmupDecayLl"]),
+        ({"scheduler": schedule(warmup_type="linear", total_num_steps=9)}, ["total_num_steps", "9", "4"]),
+    ],
+)
+def test_what_deepspeed_itself_refuses(change, words, models, dataset_folder, tmp_path):
+    config = config_file(tmp_path / "c.json", **change)
     refused(flags(config, dataset_folder, models, tmp_path / "run", "--max-steps", "4"), 2, *words)
     assert not (tmp_path / "run").exists()
 
@@ -157,6 +181,23 @@ def test_sequences_too_long(dataset_folder, tmp_path):
     short = make_models(tmp_path, max_position_embeddings=16)
     argv = flags(config_file(tmp_path / "c.json"), dataset_folder, short, tmp_path / "run", "--max-steps", "4")
     refused(argv, 2, "16 positions", "--max-length 16")
+
+
+def test_held_out_data_is_checked_before_the_first_step(models, texts, dataset_folder, tokenizer_folder, tmp_path):
+    long = tmp_path / "long.txt"
+    long.write_text("the " * 100 + "\n")
+    binarize.binarize(binarize.Files((long,), str(tokenizer_folder), tmp_path / "long", 1), CleaningRules())
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-steps", "2")
+    refused([*argv, "--valid-data", str(tmp_path / "long")], 2, "102 tokens", "80 positions")
+    other = dataset_by(tmp_path, texts, (*VOCABULARY, "more"))
+    refused([*argv, "--valid-data", str(other)], 2, str(other), "vocabulary")
+    assert not (tmp_path / "run").exists()
+
+
+def test_output_that_is_a_file(models, dataset_folder, tmp_path):
+    (tmp_path / "run").write_text("")
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-steps", "2")
+    refused(argv, 2, "--output", "is a file")
 
 
 def test_student_of_another_teacher(models, dataset_folder, tmp_path):
@@ -253,6 +294,41 @@ def test_a_damaged_checkpoint_is_skipped_and_named(finished, models, dataset_fol
     assert [row["step"] for row in read_log(output)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_damaged_last_checkpoint_is_made_again(finished, models, dataset_folder, tmp_path):
+    output = resumable(finished, tmp_path)
+    damage(output / "checkpoints" / checkpoint.tag(4) / "mp_rank_00_model_states.pt")
+    assert start(flags(config_file(tmp_path / "c.json"), dataset_folder, models, output, "--max-steps", "4"))[0] == 0
+    assert checkpoint.newest(output / "checkpoints").step == 4
+    assert (output / "checkpoints" / "damaged-step00000004").is_dir()
+
+
+def test_a_refused_start_changes_nothing(finished, models, dataset_folder, tmp_path):
+    output = resumable(finished, tmp_path)
+    before = {path: path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()}
+    other = config_file(tmp_path / "c.json", stage=2)
+    refused(flags(other, dataset_folder, models, output, "--max-steps", "6"), 4, "stage 1", "stage 2")
+    same = config_file(tmp_path / "c.json")
+    refused(flags(same, dataset_folder, models, output, "--max-steps", "2"), 2, "--max-steps 2", "4 steps already")
+    refused(
+        flags(same, dataset_folder, models, output, "--max-steps", "6", "--stop-at-step", "3"), 2, "--stop-at-step 3"
+    )
+    refused(flags(same, dataset_folder, models, output, "--max-steps", "6", "--warmup-steps", "3"), 2, "--warmup-steps")
+    after = {path: path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()}
+    assert before == after
+
+
+def test_another_teacher_is_refused(finished, models, dataset_folder, tmp_path):
+    from model.pretrained import DilBertForMaskedLM
+
+    output, teacher = resumable(finished, tmp_path), tmp_path / "other"
+    shutil.copytree(models[0], teacher)
+    changed = DilBertForMaskedLM.from_pretrained(teacher)
+    changed.head.bias.data[3] += 1
+    changed.save_pretrained(teacher)
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, (teacher, models[1]), output, "--max-steps", "6")
+    refused(argv, 2, "teacher: was")
+
+
 def test_no_whole_checkpoint_is_no_silent_restart(finished, models, dataset_folder, tmp_path):
     output = resumable(finished, tmp_path)
     for step in (2, 4):
@@ -336,13 +412,13 @@ def shell(words: list[str], **environment: str) -> subprocess.CompletedProcess:
     [
         [sys.executable, "train_dilbert.py"],
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train_dilbert.py"],
-        ["deepspeed", "--num_gpus", "2", "--master_port", "29713", "train_dilbert.py", "--deepspeed"],
+        ["deepspeed", "--num_gpus", "2", "--master_port", PORT, "train_dilbert.py", "--deepspeed"],
     ],
     ids=["python", "torchrun", "deepspeed"],
 )
 def test_launchers(launcher, models, dataset_folder, tmp_path):
     argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-steps", "2")
-    done = shell([*launcher, *argv])
+    done = shell([free_port() if word == PORT else word for word in [*launcher, *argv]])
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["ranks"] == (
         1 if "train_dilbert.py" == launcher[1] else 2
@@ -350,8 +426,37 @@ def test_launchers(launcher, models, dataset_folder, tmp_path):
     assert len(read_log(tmp_path / "run")) == 2
 
 
+def test_a_rank_that_fails_alone_says_why(models, dataset_folder, tmp_path):
+    """One id outside the vocabulary: only the rank whose part holds it can see it."""
+    data = tmp_path / "data"
+    shutil.copytree(dataset_folder, data)
+    ids = bytearray((data / "00000.bin").read_bytes())
+    ids[2:4] = (60_000).to_bytes(2, "little")
+    (data / "00000.bin").write_bytes(ids)
+    argv = flags(
+        config_file(tmp_path / "c.json", batch=128, micro=32), data, models, tmp_path / "run", "--max-steps", "4"
+    )
+    done = shell(["deepspeed", "--num_gpus", "2", "--master_port", free_port(), "train_dilbert.py", *argv])
+    assert done.returncode != 0
+    assert "60000" in done.stdout + done.stderr
+    assert "--verify" in done.stdout + done.stderr
+
+
+def test_tasks_without_ranks_are_refused(models, dataset_folder, tmp_path):
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-steps", "2")
+    done = shell([sys.executable, "train_dilbert.py", *argv], SLURM_NTASKS="2")
+    assert done.returncode == 2, done.stderr
+    assert "SLURM_NTASKS is 2" in done.stderr
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 def test_deepspeed_with_nothing_else():
-    done = shell(["deepspeed", "--num_gpus", "1", "--master_port", "29714", "train_dilbert.py"])
+    done = shell(["deepspeed", "--num_gpus", "1", "--master_port", free_port(), "train_dilbert.py"])
     assert done.returncode != 0
     assert "--student" in done.stdout + done.stderr
     assert "A full example" in done.stdout + done.stderr
