@@ -3,7 +3,7 @@
     deepspeed train_dilbert.py --deepspeed_config ds_configs/zero2_bf16.json --data datasets/train \\
         --teacher bert-base-uncased --student models/student --output runs/first --max-steps 100000
 
-Without `--teacher` it is plain masked-language-model pre-training. `python`, `torchrun` and `srun` start it, too.
+Without `--teacher` it is plain masked-language-model pre-training. `python` and `torchrun` start it, too.
 """
 
 import logging

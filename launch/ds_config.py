@@ -258,8 +258,11 @@ def batch_sizes(config: Json, ranks: int) -> Json:
     elif train is None:
         raise ConfigError("key 'train_batch_size': missing (sequences per optimizer step, over all ranks)")
     assert train is not None and micro is not None
-    accumulation = accumulation or train // max(micro * ranks, 1)
-    if micro * accumulation * ranks != train or micro < 1:
+    if accumulation is None:
+        if micro < 1 or train % (micro * ranks):
+            raise ConfigError(f"{names[0]} {train} is no multiple of {names[1]} {micro} x {ranks} rank(s)")
+        accumulation = train // (micro * ranks)
+    if micro * accumulation * ranks != train:
         raise ConfigError(
             f"train_batch_size {train} != train_micro_batch_size_per_gpu {micro} x gradient_accumulation_steps "
             f"{accumulation} x {ranks} rank(s) = {micro * accumulation * ranks}"

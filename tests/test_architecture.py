@@ -12,8 +12,6 @@ ROOMS = ("model", "data", "launch")
 LEAVES = {"launch.args", "launch.errors", "launch.commit", "launch.hub", "launch.progress"}
 # Entry points that compose: they may join rooms, and no room may import them.
 COMPOSERS = {"model.export", "launch.evaluate", "launch.showcase"}
-# What a composer needs of the other rooms' insides; `checkpoint` is read by the export, `monitor` for the log's name.
-READING_SIDE = {"launch.checkpoint", "launch.monitor", "launch.run_folder"}
 
 
 def modules() -> dict[str, Path]:
@@ -65,6 +63,12 @@ def test_the_top_level_is_fixed():
     papers = {"CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"}
     assert top <= rooms | files | papers
     assert any(path.startswith("data/") for path in listed), ".gitignore swallows data/"
+
+
+def test_the_architecture_page_names_every_module():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    names = {path.name for path in modules().values() if path.name != "__init__.py" and "kernels" not in path.parts}
+    assert [name for name in sorted(names) if name not in page] == []
 
 
 def test_no_module_shadows_the_standard_library():
