@@ -9,7 +9,6 @@ BertTokenizer. The ids are: the five special tokens 0 to 4, the characters of th
 
 import itertools
 import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from tokenizers.trainers import WordPieceTrainer
 from tqdm import tqdm
 from transformers import AutoTokenizer, BertTokenizer
 
+from launch import commit
 from launch.args import flag, parse, require
 from launch.errors import ConfigError, DataError, run
 
@@ -50,7 +50,6 @@ class Options:
         for path in self.input:
             require(path.is_file(), "input", path, "is no file")
         require(not os.path.lexists(self.output), "output", self.output, "exists already; remove it or name another")
-        require(self.output.parent.is_dir(), "output", self.output, "lies in a folder that doesn't exist; create it")
         require(
             self.vocab_size > len(SPECIAL_TOKENS), "vocab_size", self.vocab_size, "holds no more than special tokens"
         )
@@ -58,26 +57,18 @@ class Options:
 
 
 def read_lines(paths: Iterable[Path]) -> Iterator[str]:
-    """The lines of all files.
+    """The lines of all files; invalid bytes are U+FFFD, as in `data.binarize`.
 
     Raises:
-        DataError: a file can't be read, or a line is no UTF-8.
+        DataError: a file can't be read.
     """
     for path in paths:
         try:
             with open(path, "rb") as file:
-                for number, line in enumerate(file, 1):
-                    yield decode(line, f"{path}, line {number}")
+                for line in file:
+                    yield line.decode(errors="replace")
         except OSError as error:
             raise DataError(f"{path}: can't be read: {error.strerror}") from error
-
-
-def decode(line: bytes, where: str) -> str:
-    """The text of a line; DataError says `where` it is no UTF-8."""
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 ({error.reason}); convert the file") from error
 
 
 def bert_pipeline(lower_case: bool) -> Tokenizer:
@@ -142,14 +133,10 @@ def bert_tokenizer(vocabulary: Sequence[str], lower_case: bool) -> BertTokenizer
 
 
 def save(vocabulary: Sequence[str], lower_case: bool, folder: Path) -> None:
-    """Write the tokenizer's files into a new folder, and on to the disk."""
-    folder.mkdir()
+    """Write the tokenizer's files into a folder."""
     bert_tokenizer(vocabulary, lower_case).save_pretrained(folder)
     text = "".join(f"{token}\n" for token in vocabulary)
     (folder / "vocab.txt").write_text(text, encoding="utf-8", newline="\n")
-    for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
 
 
 def verify(folder: Path, lower_case: bool, lines: Iterable[str]) -> None:
@@ -163,18 +150,13 @@ def verify(folder: Path, lower_case: bool, lines: Iterable[str]) -> None:
 
 def publish(vocabulary: Sequence[str], options: Options) -> None:
     """Make the output folder appear at once, complete and verified."""
-    partial = options.output.with_name(f".{options.output.name}.{os.getpid()}.partial")
-    try:
+    with commit.folder(options.output) as partial:
         save(vocabulary, options.lower_case, partial)
         verify(partial, options.lower_case, itertools.islice(read_lines(options.input), VERIFIED_LINES))
-        partial.rename(options.output)
-    except OSError as error:
-        raise ConfigError(f"--output {options.output}: can't be written: {error}; name another") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def main() -> None:
+    """Command line."""
     (options,) = parse("Train a WordPiece tokenizer in BERT's form.", Options, example=EXAMPLE)
     tokenizer = bert_pipeline(options.lower_case)
     lines = tqdm(read_lines(options.input), "counting characters", unit=" lines", disable=None)
