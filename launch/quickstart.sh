@@ -11,10 +11,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 TEACHER=${TEACHER:-} CORPUS=${CORPUS:-} OUT=${OUT:-quickstart}
-TEACHER_STEPS=${TEACHER_STEPS:-3000} STUDENT_STEPS=${STUDENT_STEPS:-1200} MAX_LENGTH=${MAX_LENGTH:-128}
+TEACHER_STEPS=${TEACHER_STEPS:-2000} STUDENT_STEPS=${STUDENT_STEPS:-800} MAX_LENGTH=${MAX_LENGTH:-128}
 DS_CONFIG=${DS_CONFIG:-ds_configs/cpu.json}
 # The published recipe masks rare words more often; a small corpus has too few of each to learn from.
-MASKING=${MASKING---mlm-smoothing 0}
+MASKING=""
+[ -n "$TEACHER" ] || MASKING="--mlm-smoothing 0"
 [ -n "$TEACHER$CORPUS" ] && OUT=$OUT-$(basename "${TEACHER:-small}")-$(basename "${CORPUS:-docs}" .txt)
 GPUS=$(python -c 'import torch; print(torch.cuda.device_count())')
 RANKS=$((GPUS == 1 || $(nproc) == 1 ? 1 : 2))
@@ -48,8 +49,9 @@ if [ -z "$CORPUS" ]; then
     python -m data.docs_corpus --output "$OUT/train.txt" --valid-output "$OUT/valid.txt"
 else
   stage "Every 50th line of the text, 2000 at most, is held out" "$OUT/valid.txt" \
-    awk -v train="$OUT/train.txt" -v valid="$OUT/valid.txt" \
+    awk -v train="$OUT/train.txt" -v valid="$OUT/valid.part" \
     '{ if (NR % 50 == 1 && NR < 100000) print >valid; else print >train }' "$CORPUS"
+  [ -e "$OUT/valid.txt" ] || mv "$OUT/valid.part" "$OUT/valid.txt"
 fi
 if [ -z "$TEACHER" ]; then
   TOKENIZER=$OUT/teacher-start
