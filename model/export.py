@@ -167,6 +167,7 @@ def export(run_path: Path, output: Path, name: str | None = None) -> float:
 def main() -> None:
     """Command line."""
     logging.basicConfig(format="%(message)s")
+    transformers.utils.logging.disable_progress_bar()
     example = "  python -m model.export runs/first --output models/dilbert"
     (arguments,) = parse("A run's checkpoint -> Hugging Face folder.", Arguments, example=example, prog="model.export")
     difference = export(arguments.run, arguments.output, arguments.checkpoint)

@@ -200,7 +200,9 @@ def test_bad_text_is_an_error_and_leaves_nothing(tmp_path: Path, text: bytes, me
 
 
 def test_invalid_bytes_are_read_as_binarize_reads_them(tmp_path: Path) -> None:
-    words = vocabulary_of(trained(tmp_path, b"good words here\n" * 20 + b"good \xff words\n" + bytes(range(256)), vocab_size=200))
+    words = vocabulary_of(
+        trained(tmp_path, b"good words here\n" * 20 + b"good \xff words\n" + bytes(range(256)), vocab_size=200)
+    )
     assert {"good", "words", "here"} <= set(words)
 
 
