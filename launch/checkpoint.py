@@ -194,7 +194,7 @@ def fp32_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
             groups = zip(state["param_slice_mappings"], state["single_partition_of_fp32_groups"], strict=True)
             for addresses, partition in groups:
                 for name, at in addresses.items():
-                    fragments.setdefault(name, []).append(partition[at.start : at.start + at.numel].clone())
+                    fragments.setdefault(name, []).append(partition[at.start : at.start + at.numel].detach().clone())
     if checkpoint.stage and len(shards) != checkpoint.ranks:
         raise CheckpointError(f"{checkpoint.path}: {len(shards)} optimizer shards of {checkpoint.ranks} ranks")
     for name, parts in fragments.items():

@@ -202,17 +202,23 @@ def test_configurations_train(path, models, dataset_folder, tmp_path):
     size = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 2}  # the test's batch; all else as it stands
     (tmp_path / "c.json").write_text(json.dumps(config | size))
     patch = allow_fp16 if "fp16" in path.stem else None
-    run(2, flags(tmp_path / "c.json", dataset_folder, models, tmp_path / "run", "--max-steps", "4"), patch)
+    run(2, flags(tmp_path / "c.json", dataset_folder, models, tmp_path / "run", "--max-steps", "12"), patch)
     rows = read_log(tmp_path / "run")
     assert all(np.isfinite(row["loss"]) for row in rows)
-    assert [row["skipped_steps"] for row in rows] == [0, 0, 0, 0]
-    peak = config["optimizer"]["params"]["lr"]
-    np.testing.assert_allclose([row["lr"] for row in rows], rates(peak, steps=4, warmup=2), rtol=1e-12)
+    skipped = [0, *(row["skipped_steps"] for row in rows)]  # before each step, and at the end
+    assert skipped[-1] == 0 if "fp16" not in path.stem else skipped[-1] < 8, (
+        "a loss scale of 2^16 may be too high at first"
+    )
+    # The schedule stands still while steps are skipped.
+    expected = rates(config["optimizer"]["params"]["lr"], steps=12, warmup=2)
+    expected = [expected[step - behind] for step, behind in enumerate(skipped[:-1])]
+    np.testing.assert_allclose([row["lr"] for row in rows], expected, rtol=1e-12)
     from model.pretrained import DilBertForMaskedLM
 
     before = DilBertForMaskedLM.from_pretrained(models[1]).state_dict()["layers.0.qkv.weight"]
     after = checkpoint.fp32_weights(checkpoint.newest(tmp_path / "run" / "checkpoints"))["student.layers.0.qkv.weight"]
-    assert 1e-5 < float((before - after).abs().max()) < 1e-2, "two steps of AdamW move a weight by about the rate"
+    moved = float((before - after).detach().abs().max())
+    assert 1e-4 < moved < 12 * max(expected), "a step of AdamW moves a weight by about the rate"
 
 
 @pytest.mark.parametrize(("precision", "stage"), [("bf16", 1), ("bf16", 2), ("fp16", 1), ("fp16", 2)])
