@@ -45,7 +45,7 @@ class Arguments:
 
     data: Path = flag(help="folder with dump.train.txt and dump.valid.txt", metavar="FOLDER")
     output: Path = flag(Path("bench-value"), "where everything is kept", "FOLDER")
-    teacher_steps: int = flag(6000, "steps of the teacher's pre-training")
+    teacher_steps: int = flag(5000, "steps of the teacher's pre-training")
     steps: int = flag(300, "steps of each student: few, so that what the teacher knows counts")
     ranks: int = flag(2, "ranks of each job")
 
