@@ -51,7 +51,11 @@ def device_type() -> str:
 
 
 def start() -> World:
-    """Join the process group; must come before anything that allocates on a device."""
+    """Join the process group; must come before anything that allocates on a device.
+
+    Raises:
+        ConfigError: the ranks can't meet, or several tasks were started without ranks.
+    """
     deepspeed_logger.setLevel(os.environ.get("DS_LOG_LEVEL", "error").upper())
     # DeepSpeed 0.19 calls by its old name what torch 2.13 has renamed; once a rank and run is too often.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
@@ -65,7 +69,13 @@ def start() -> World:
     else:
         device = torch.device("cpu")
         _share_cores()
-    deepspeed.init_distributed(verbose=False)
+    try:
+        deepspeed.init_distributed(verbose=False)
+    except dist.DistNetworkError as error:
+        raise ConfigError(
+            f"the ranks can't meet at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}: {error}\n"
+            "Another job on this host? Give this one a port of its own: deepspeed --master_port 29501 ..."
+        ) from error
     return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
 
 

@@ -20,6 +20,7 @@ MASKING=""
 GPUS=$(python -c 'import torch; print(torch.cuda.device_count())')
 RANKS=$((GPUS == 1 || $(nproc) == 1 ? 1 : 2))
 [ "$GPUS" = 0 ] && export DS_ACCELERATOR=cpu
+PORT=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])') # beside other jobs
 mkdir -p "$OUT"
 began=$SECONDS
 
@@ -40,8 +41,8 @@ stage() {
 train() {
   local title=$1 run=$2
   shift 2
-  stage "$title" "$run/DONE.json" deepspeed -q --num_gpus "$RANKS" train_dilbert.py --deepspeed_config "$DS_CONFIG" \
-    --data "$OUT/data/train" --valid-data "$OUT/data/valid" --output "$run" $MASKING "$@"
+  stage "$title" "$run/DONE.json" deepspeed -q --num_gpus "$RANKS" --master_port "$PORT" train_dilbert.py \
+    --deepspeed_config "$DS_CONFIG" --data "$OUT/data/train" --valid-data "$OUT/data/valid" --output "$run" $MASKING "$@"
 }
 
 if [ -z "$CORPUS" ]; then

@@ -41,7 +41,7 @@ def start(argv: list[str], ranks: int = 1) -> tuple[int, str]:
     return run_ranks(ranks, train, argv)[0]
 
 
-def refused(argv: list[str], code: int, *words: str) -> str:
+def assert_refused(argv: list[str], code: int, *words: str) -> str:
     """The start fails with this exit code, says all these words, and shows no traceback."""
     found, output = start(argv)
     assert found == code, output
@@ -58,6 +58,16 @@ def dataset_by(tmp_path: Path, texts: tuple[Path, ...], tokens: tuple[str, ...])
     return tmp_path / "data"
 
 
+def with_a_wrong_id(dataset: Path, tmp_path: Path) -> Path:
+    """A copy of a dataset in which one id lies outside the vocabulary."""
+    data = tmp_path / "data"
+    shutil.copytree(dataset, data)
+    ids = bytearray((data / "00000.bin").read_bytes())
+    ids[2:4] = (60_000).to_bytes(2, "little")
+    (data / "00000.bin").write_bytes(ids)
+    return data
+
+
 def schedule(**params) -> dict:
     return {"type": "WarmupDecayLR", "params": {"total_num_steps": "auto", **params}}
 
@@ -66,7 +76,7 @@ def schedule(**params) -> dict:
 
 
 def test_nothing_given_says_what_is_missing(models):
-    output = refused(
+    output = assert_refused(
         [], 2, "--deepspeed-config", "--data", "--student", "--output", "A full example", "deepspeed train_dilbert.py"
     )
     assert "--teacher " not in output.split("A full example")[0], "the teacher is not required"
@@ -74,7 +84,7 @@ def test_nothing_given_says_what_is_missing(models):
 
 def test_unknown_flag(models, dataset_folder, tmp_path):
     argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-step", "4")
-    refused(argv, 2, "--max-step", "did you mean '--max-steps'?")
+    assert_refused(argv, 2, "--max-step", "did you mean '--max-steps'?")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +102,7 @@ def test_unknown_flag(models, dataset_folder, tmp_path):
     ],
 )
 def test_bad_values(more, words, models, dataset_folder, tmp_path):
-    refused(flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", *more), 2, *words)
+    assert_refused(flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", *more), 2, *words)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +132,7 @@ def test_bad_deepspeed_json(change, words, models, dataset_folder, tmp_path):
     config = config_file(tmp_path / "c.json", **change)
     if "1 rank" not in words:  # what depends on the launch is no fault of the file
         words = [str(config), *words]
-    refused(flags(config, dataset_folder, models, tmp_path / "run", "--max-steps", "4"), 2, *words)
+    assert_refused(flags(config, dataset_folder, models, tmp_path / "run", "--max-steps", "4"), 2, *words)
     assert not (tmp_path / "run").exists()
 
 
@@ -137,15 +147,17 @@ def test_bad_deepspeed_json(change, words, models, dataset_folder, tmp_path):
 )
 def test_what_deepspeed_itself_refuses(change, words, models, dataset_folder, tmp_path):
     config = config_file(tmp_path / "c.json", **change)
-    refused(flags(config, dataset_folder, models, tmp_path / "run", "--max-steps", "4"), 2, *words)
+    assert_refused(flags(config, dataset_folder, models, tmp_path / "run", "--max-steps", "4"), 2, *words)
     assert not (tmp_path / "run").exists()
 
 
 def test_broken_json_names_the_line(models, dataset_folder, tmp_path):
     (tmp_path / "c.json").write_text('{\n  "train_batch_size": 16,\n}\n')
     argv = flags(tmp_path / "c.json", dataset_folder, models, tmp_path / "run", "--max-steps", "4")
-    refused(argv, 2, "c.json", "line 3")
-    refused(flags(tmp_path / "none.json", dataset_folder, models, tmp_path / "run", "--max-steps", "4"), 2, "none.json")
+    assert_refused(argv, 2, "c.json", "line 3")
+    assert_refused(
+        flags(tmp_path / "none.json", dataset_folder, models, tmp_path / "run", "--max-steps", "4"), 2, "none.json"
+    )
 
 
 # --- models and data that don't belong together ---
@@ -153,34 +165,38 @@ def test_broken_json_names_the_line(models, dataset_folder, tmp_path):
 
 def test_missing_folders(models, dataset_folder, tmp_path):
     config = config_file(tmp_path / "c.json")
-    refused(flags(config, tmp_path / "no", models, tmp_path / "run", "--max-steps", "4"), 3, "no", "dataset")
-    refused(
+    assert_refused(flags(config, tmp_path / "no", models, tmp_path / "run", "--max-steps", "4"), 3, "no", "dataset")
+    assert_refused(
         flags(config, dataset_folder, (models[0], Path("./nowhere")), tmp_path / "run", "--max-steps", "4"),
         2,
         "nowhere",
     )
     empty = tmp_path / "empty"
     empty.mkdir()
-    refused(flags(config, dataset_folder, (models[0], empty), tmp_path / "run", "--max-steps", "4"), 2, "config.json")
-    refused(flags(config, dataset_folder, (empty, models[1]), tmp_path / "run", "--max-steps", "4"), 2, "config.json")
+    assert_refused(
+        flags(config, dataset_folder, (models[0], empty), tmp_path / "run", "--max-steps", "4"), 2, "config.json"
+    )
+    assert_refused(
+        flags(config, dataset_folder, (empty, models[1]), tmp_path / "run", "--max-steps", "4"), 2, "config.json"
+    )
 
 
 def test_other_vocabulary(models, texts, tmp_path):
     data = dataset_by(tmp_path, texts, (*VOCABULARY, "more"))
     argv = flags(config_file(tmp_path / "c.json"), data, models, tmp_path / "run", "--max-steps", "4")
-    refused(argv, 2, str(data), f"{len(VOCABULARY)}", f"{len(VOCABULARY) + 1}", "data.binarize")
+    assert_refused(argv, 2, str(data), f"{len(VOCABULARY)}", f"{len(VOCABULARY) + 1}", "data.binarize")
 
 
 def test_other_tokenizer_of_the_same_size(models, texts, tmp_path):
     data = dataset_by(tmp_path, texts, (*SPECIALS, *reversed(WORDS), *VOCABULARY[len(SPECIALS) + len(WORDS) :]))
     argv = flags(config_file(tmp_path / "c.json"), data, models, tmp_path / "run", "--max-steps", "4")
-    refused(argv, 2, "another tokenizer", "binarize")
+    assert_refused(argv, 2, "another tokenizer", "binarize")
 
 
 def test_sequences_too_long(dataset_folder, tmp_path):
     short = make_models(tmp_path, max_position_embeddings=16)
     argv = flags(config_file(tmp_path / "c.json"), dataset_folder, short, tmp_path / "run", "--max-steps", "4")
-    refused(argv, 2, "16 positions", "--max-length 16")
+    assert_refused(argv, 2, "16 positions", "--max-length 16")
 
 
 def test_held_out_data_is_checked_before_the_first_step(models, texts, dataset_folder, tokenizer_folder, tmp_path):
@@ -188,23 +204,23 @@ def test_held_out_data_is_checked_before_the_first_step(models, texts, dataset_f
     long.write_text("the " * 100 + "\n")
     binarize.binarize(binarize.Files((long,), str(tokenizer_folder), tmp_path / "long", 1), CleaningRules())
     argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-steps", "2")
-    refused([*argv, "--valid-data", str(tmp_path / "long")], 2, "102 tokens", "80 positions")
+    assert_refused([*argv, "--valid-data", str(tmp_path / "long")], 2, "102 tokens", "80 positions")
     other = dataset_by(tmp_path, texts, (*VOCABULARY, "more"))
-    refused([*argv, "--valid-data", str(other)], 2, str(other), "vocabulary")
+    assert_refused([*argv, "--valid-data", str(other)], 2, str(other), "vocabulary")
     assert not (tmp_path / "run").exists()
 
 
 def test_output_that_is_a_file(models, dataset_folder, tmp_path):
     (tmp_path / "run").write_text("")
     argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-steps", "2")
-    refused(argv, 2, "--output", "is a file")
+    assert_refused(argv, 2, "--output", "is a file")
 
 
 def test_student_of_another_teacher(models, dataset_folder, tmp_path):
     wide = make_models(tmp_path, hidden_size=48, num_attention_heads=3)
     config = config_file(tmp_path / "c.json")
     pair = (models[0], wide[1])
-    refused(
+    assert_refused(
         flags(config, dataset_folder, pair, tmp_path / "run", "--max-steps", "2"), 2, "hidden size 48", "--alpha-cos 0"
     )
     assert start(flags(config, dataset_folder, pair, tmp_path / "run", "--max-steps", "2", "--alpha-cos", "0"))[0] == 0
@@ -218,26 +234,24 @@ def test_damaged_weights(models, dataset_folder, tmp_path):
     argv = flags(
         config_file(tmp_path / "c.json"), dataset_folder, (models[0], student), tmp_path / "run", "--max-steps", "4"
     )
-    refused(argv, 4, "model.safetensors")
+    assert_refused(argv, 4, "model.safetensors")
 
 
 def test_truncated_dataset(models, dataset_folder, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(dataset_folder, data)
     (data / "00000.bin").write_bytes((data / "00000.bin").read_bytes()[:-2])
-    refused(flags(config_file(tmp_path / "c.json"), data, models, tmp_path / "run", "--max-steps", "4"), 3, "00000.bin")
+    assert_refused(
+        flags(config_file(tmp_path / "c.json"), data, models, tmp_path / "run", "--max-steps", "4"), 3, "00000.bin"
+    )
 
 
 def test_id_outside_the_vocabulary_ends_the_run(models, dataset_folder, tmp_path):
-    data = tmp_path / "data"
-    shutil.copytree(dataset_folder, data)
-    ids = bytearray((data / "00000.bin").read_bytes())
-    ids[2:4] = (60_000).to_bytes(2, "little")
-    (data / "00000.bin").write_bytes(ids)
+    data = with_a_wrong_id(dataset_folder, tmp_path)
     argv = flags(
         config_file(tmp_path / "c.json", batch=128, micro=32), data, models, tmp_path / "run", "--max-steps", "4"
     )
-    refused(argv, 3, "60000", "--verify")
+    assert_refused(argv, 3, "60000", "--verify")
 
 
 # --- going on with a run ---
@@ -251,10 +265,12 @@ def resumable(finished: Path, tmp_path: Path) -> Path:
 def test_changed_settings_are_refused_by_name(finished, models, dataset_folder, tmp_path):
     output = resumable(finished, tmp_path)
     argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, output, "--max-steps", "6")
-    refused([*argv, "--temperature", "3"], 2, "--temperature: was 2.0, is 3.0", "--allow-change")
-    refused([*argv, "--seed", "1"], 2, "--seed: was 0, is 1", "fingerprint")
+    assert_refused([*argv, "--temperature", "3"], 2, "--temperature: was 2.0, is 3.0", "--allow-change")
+    assert_refused([*argv, "--seed", "1"], 2, "--seed: was 0, is 1", "fingerprint")
     other = config_file(tmp_path / "d.json", gradient_clipping=1.0)
-    refused(flags(other, dataset_folder, models, output, "--max-steps", "6"), 2, "gradient_clipping: was 5.0, is 1.0")
+    assert_refused(
+        flags(other, dataset_folder, models, output, "--max-steps", "6"), 2, "gradient_clipping: was 5.0, is 1.0"
+    )
     assert start([*argv, "--temperature", "3", "--allow-change", "temperature"])[0] == 0
     assert [row["step"] for row in read_log(output)] == [1, 2, 3, 4, 5, 6]
 
@@ -280,7 +296,7 @@ def test_changed_dataset_is_refused(finished, models, dataset_folder, texts, tok
     output = resumable(finished, tmp_path)
     binarize.binarize(binarize.Files(texts[:2], str(tokenizer_folder), tmp_path / "data", 1), CleaningRules())
     argv = flags(config_file(tmp_path / "c.json"), tmp_path / "data", models, output, "--max-steps", "6")
-    refused(argv, 2, "fingerprint")
+    assert_refused(argv, 2, "fingerprint")
 
 
 def test_a_damaged_checkpoint_is_skipped_and_named(finished, models, dataset_folder, tmp_path):
@@ -306,13 +322,17 @@ def test_a_refused_start_changes_nothing(finished, models, dataset_folder, tmp_p
     output = resumable(finished, tmp_path)
     before = {path: path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()}
     other = config_file(tmp_path / "c.json", stage=2)
-    refused(flags(other, dataset_folder, models, output, "--max-steps", "6"), 4, "stage 1", "stage 2")
+    assert_refused(flags(other, dataset_folder, models, output, "--max-steps", "6"), 4, "stage 1", "stage 2")
     same = config_file(tmp_path / "c.json")
-    refused(flags(same, dataset_folder, models, output, "--max-steps", "2"), 2, "--max-steps 2", "4 steps already")
-    refused(
+    assert_refused(
+        flags(same, dataset_folder, models, output, "--max-steps", "2"), 2, "--max-steps 2", "4 steps already"
+    )
+    assert_refused(
         flags(same, dataset_folder, models, output, "--max-steps", "6", "--stop-at-step", "3"), 2, "--stop-at-step 3"
     )
-    refused(flags(same, dataset_folder, models, output, "--max-steps", "6", "--warmup-steps", "3"), 2, "--warmup-steps")
+    assert_refused(
+        flags(same, dataset_folder, models, output, "--max-steps", "6", "--warmup-steps", "3"), 2, "--warmup-steps"
+    )
     after = {path: path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()}
     assert before == after
 
@@ -326,7 +346,7 @@ def test_another_teacher_is_refused(finished, models, dataset_folder, tmp_path):
     changed.head.bias.data[3] += 1
     changed.save_pretrained(teacher)
     argv = flags(config_file(tmp_path / "c.json"), dataset_folder, (teacher, models[1]), output, "--max-steps", "6")
-    refused(argv, 2, "teacher: was")
+    assert_refused(argv, 2, "teacher: was")
 
 
 def test_no_whole_checkpoint_is_no_silent_restart(finished, models, dataset_folder, tmp_path):
@@ -334,7 +354,7 @@ def test_no_whole_checkpoint_is_no_silent_restart(finished, models, dataset_fold
     for step in (2, 4):
         damage(output / "checkpoints" / checkpoint.tag(step) / "mp_rank_00_model_states.pt")
     argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, output, "--max-steps", "6")
-    refused(argv, 4, "no checkpoint is whole", "mp_rank_00_model_states.pt")
+    assert_refused(argv, 4, "no checkpoint is whole", "mp_rank_00_model_states.pt")
 
 
 def test_fresh_moves_the_old_run_aside(finished, models, dataset_folder, tmp_path):
@@ -348,7 +368,7 @@ def test_fresh_moves_the_old_run_aside(finished, models, dataset_folder, tmp_pat
 def test_other_ranks_or_stage_name_the_cure(finished, models, dataset_folder, tmp_path):
     output = resumable(finished, tmp_path)
     config = config_file(tmp_path / "c.json", stage=2)
-    refused(flags(config, dataset_folder, models, output, "--max-steps", "6"), 4, "stage 1", "stage 2")
+    assert_refused(flags(config, dataset_folder, models, output, "--max-steps", "6"), 4, "stage 1", "stage 2")
 
 
 def damage(path: Path) -> None:
@@ -368,7 +388,7 @@ def test_a_pickle_payload_in_a_checkpoint_does_not_run(finished, models, dataset
     manifest["files"][path.name] = [path.stat().st_size, checkpoint._sha256(path)]
     (folder / "MANIFEST.json").write_text(json.dumps(manifest))
     argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, output, "--max-steps", "6")
-    refused(argv, 4, "more than weights", "mkdir")
+    assert_refused(argv, 4, "more than weights", "mkdir")
     assert not (tmp_path / "ran").exists()
 
 
@@ -392,7 +412,9 @@ def test_non_finite_loss_ends_with_5_and_keeps_the_checkpoint(dataset_folder, tm
     student.save_pretrained(pair[1])
     for stage in (0, 2):
         config = config_file(tmp_path / "c.json", stage=stage)
-        refused(flags(config, dataset_folder, pair, tmp_path / f"run{stage}", "--max-steps", "2"), 5, "step 1", "nan")
+        assert_refused(
+            flags(config, dataset_folder, pair, tmp_path / f"run{stage}", "--max-steps", "2"), 5, "step 1", "nan"
+        )
         assert not (tmp_path / f"run{stage}" / "DONE.json").exists()
 
 
@@ -428,11 +450,7 @@ def test_launchers(launcher, models, dataset_folder, tmp_path):
 
 def test_a_rank_that_fails_alone_says_why(models, dataset_folder, tmp_path):
     """One id outside the vocabulary: only the rank whose part holds it can see it."""
-    data = tmp_path / "data"
-    shutil.copytree(dataset_folder, data)
-    ids = bytearray((data / "00000.bin").read_bytes())
-    ids[2:4] = (60_000).to_bytes(2, "little")
-    (data / "00000.bin").write_bytes(ids)
+    data = with_a_wrong_id(dataset_folder, tmp_path)
     argv = flags(
         config_file(tmp_path / "c.json", batch=128, micro=32), data, models, tmp_path / "run", "--max-steps", "4"
     )
@@ -440,6 +458,18 @@ def test_a_rank_that_fails_alone_says_why(models, dataset_folder, tmp_path):
     assert done.returncode != 0
     assert "60000" in done.stdout + done.stderr
     assert "--verify" in done.stdout + done.stderr
+
+
+def test_a_taken_port_names_the_cure(models, dataset_folder, tmp_path):
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-steps", "2")
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        world = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        done = shell([sys.executable, "train_dilbert.py", *argv], **world, MASTER_PORT=str(other.getsockname()[1]))
+    assert done.returncode == 2, done.stderr
+    assert "--master_port" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_tasks_without_ranks_are_refused(models, dataset_folder, tmp_path):
