@@ -19,7 +19,7 @@ from data.indexed import Dataset
 from data.loader import HeldOut, StreamSettings, TrainingStream, prefetch
 from data.masking import MaskingSettings
 from data.tokenizer import has_tokenizer
-from launch import checkpoint, ds_config, hub
+from launch import checkpoint, ds_config, hub, restore
 from launch.args import flag, parse
 from launch.distributed import World, seed_dropout
 from launch.errors import CheckpointError, Stopped, run
@@ -105,7 +105,7 @@ def train(
     distiller = Distiller(student, teacher, objective, parts=world.ranks * accumulation)
     engine = distributed.initialise(distiller, parameter_groups(distiller), config)
     if found := checkpoint.newest_for_all(folder.checkpoints):
-        checkpoint.load(engine, found)
+        restore.load(engine, found)
     last = length.last(steps, engine.global_steps)
     if world.is_main:
         facts = environment(world, fingerprint=record["fingerprint"], dataset=str(paths.data))

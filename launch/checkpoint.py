@@ -9,7 +9,6 @@ temporary folder, syncs and hashes its own files; then rank 0 writes the manifes
 import hashlib
 import json
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Iterator
@@ -17,14 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from launch import commit
 from launch.errors import CheckpointError
 
 MANIFEST = "MANIFEST.json"
-MODEL_STATES = "mp_rank_00_model_states.pt"  # DeepSpeed's name: the module's weights in the training dtype
 _TAG = re.compile(r"step(\d{8,})")
 
 
@@ -153,95 +150,15 @@ def verify(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def load(engine: Any, checkpoint: Checkpoint) -> None:
-    """Load weights, optimizer, loss scale and schedule into the engine; all ranks call it.
-
-    Raises:
-        CheckpointError: saved by another number of ranks or another ZeRO stage, or not for this model.
-    """
-    ranks, stage = dist.get_world_size(), engine.zero_optimization_stage()
-    if (checkpoint.ranks, checkpoint.stage) != (ranks, stage):
-        raise CheckpointError(
-            f"{checkpoint.path}: saved by {checkpoint.ranks} rank(s) at ZeRO stage {checkpoint.stage}; this run has "
-            f"{ranks} at stage {stage}. Start it as it was, or export the weights and use them as --student"
-        )
-    with weights_only():
-        try:
-            loaded, _ = engine.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(f"{checkpoint.path}: holds more than weights, and is not loaded: {error}") from error
-        except (RuntimeError, ValueError, KeyError, AssertionError) as error:
-            raise CheckpointError(f"{checkpoint.path}: can't be loaded: {error}") from error
-    if loaded is None or engine.global_steps != checkpoint.step:
-        raise CheckpointError(f"{checkpoint.path}: loaded step {engine.global_steps}, expected {checkpoint.step}")
-
-
-def fp32_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """All parameters of the wrapped module in fp32, by name, put together from the optimizer shards of all ranks.
-
-    DeepSpeed's own `zero_to_fp32` does not know the files of its BF16_Optimizer (bf16, stage 1, fp32 accumulation);
-    the fragment map that every shard carries is the same for all of them.
-
-    Raises:
-        CheckpointError: shards or fragments are missing.
-    """
-    with weights_only():
-        weights = {name: value.float() for name, value in _load(checkpoint.path / MODEL_STATES)["module"].items()}
-        shards = sorted(checkpoint.path.glob("*_optim_states.pt"), key=_owner) if checkpoint.stage else []
-        fragments: dict[str, list[torch.Tensor]] = {}
-        for shard in shards:
-            state = _load(shard)["optimizer_state_dict"]
-            groups = zip(state["param_slice_mappings"], state["single_partition_of_fp32_groups"], strict=True)
-            for addresses, partition in groups:
-                for name, at in addresses.items():
-                    fragments.setdefault(name, []).append(partition[at.start : at.start + at.numel].detach().clone())
-    if checkpoint.stage and len(shards) != checkpoint.ranks:
-        raise CheckpointError(f"{checkpoint.path}: {len(shards)} optimizer shards of {checkpoint.ranks} ranks")
-    for name, parts in fragments.items():
-        whole = torch.cat(parts)
-        if whole.numel() != weights[name].numel():
-            raise CheckpointError(f"{checkpoint.path}: {whole.numel()} of {weights[name].numel()} values of {name}")
-        weights[name] = whole.view(weights[name].shape)
-    return weights
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        return torch.load(path, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, OSError) as error:
-        raise CheckpointError(f"{path}: can't be loaded as weights: {error}") from error
-
-
-class weights_only:
-    """While it is open, every `torch.load`, DeepSpeed's own included, refuses a pickle with more than weights in it."""
-
-    _VARIABLE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-
-    def __enter__(self) -> None:
-        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-        from deepspeed.runtime.zero.config import ZeroStageEnum
-        from deepspeed.utils.tensor_fragment import fragment_address
-
-        torch.serialization.add_safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address])
-        self.before = os.environ.get(self._VARIABLE)
-        os.environ[self._VARIABLE] = "1"
-
-    def __exit__(self, *_: object) -> None:
-        if self.before is None:
-            del os.environ[self._VARIABLE]
-        else:
-            os.environ[self._VARIABLE] = self.before
-
-
 def _own_files(folder: Path, rank: int) -> Iterator[Path]:
     """Files that this rank wrote: DeepSpeed names optimizer shards by rank, all else is rank 0's."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and _owner(path) == rank:
+        if path.is_file() and shard_owner(path) == rank:
             yield path
 
 
-def _owner(path: Path) -> int:
-    """Rank that wrote a file."""
+def shard_owner(path: Path) -> int:
+    """Rank that wrote a file of a checkpoint."""
     found = re.search(r"pp_rank_(\d+)_", path.name)
     return int(found[1]) if found else 0
 

@@ -160,10 +160,16 @@ def held_out_figures(total: Tensor, distiller: Distiller) -> dict[str, float]:
 
 
 def parameter_groups(module: nn.Module) -> list[dict]:
-    """Trainable parameters for the optimizer, in two groups: biases and norm weights are not decayed."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    groups: list[dict] = [
-        {"params": [p for p in trainable if p.ndim > 1]},
-        {"params": [p for p in trainable if p.ndim == 1], "weight_decay": 0.0},
+    """Trainable parameters for the optimizer, in two groups: biases and norm weights are not decayed.
+
+    The names go with them, so that a checkpoint of the optimizer says whose state is whose.
+    """
+    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    matrices = [(name, p) for name, p in trainable if p.ndim > 1]
+    others = [(name, p) for name, p in trainable if p.ndim == 1]
+    groups = [
+        {"params": [p for _, p in named], "parameter_names": [name for name, _ in named]}
+        for named in (matrices, others)
     ]
+    groups[1]["weight_decay"] = 0.0
     return [group for group in groups if group["params"]]

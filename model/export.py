@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor
 
 from data.tokenizer import load_tokenizer, vocabulary_of
-from launch import checkpoint, commit
+from launch import checkpoint, commit, restore
 from launch.args import flag, parse, positional
 from launch.errors import CheckpointError, ConfigError, run
 from launch.monitor import LOG, read_log
@@ -58,7 +58,7 @@ def choose(folder: RunFolder, name: str | None) -> checkpoint.Checkpoint:
 
 def student_weights(source: checkpoint.Checkpoint) -> dict[str, Tensor]:
     """The student's fp32 weights, by our names."""
-    return {name.removeprefix(PREFIX): value for name, value in checkpoint.fp32_weights(source).items()}
+    return {name.removeprefix(PREFIX): value for name, value in restore.fp32_weights(source).items()}
 
 
 def load_student(config: BertConfig, source: checkpoint.Checkpoint) -> DilBertForMaskedLM:

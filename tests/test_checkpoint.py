@@ -2,11 +2,9 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 from jobs import config_file, flags, make_models
 from ranks import run_ranks, train
 
@@ -90,24 +88,6 @@ def test_unfinished_and_foreign_folders_are_passed_over(root):
     assert [path.name for path in checkpoint.committed(root)] == ["step00000002", "step00000004"]
 
 
-def test_fp32_weights_equal_deepspeeds_own_conversion(root):
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    ours = checkpoint.fp32_weights(checkpoint.newest(root))
-    theirs = get_fp32_state_dict_from_zero_checkpoint(str(root), tag="step00000004")
-    assert ours.keys() == theirs.keys()
-    assert "student.embeddings.position.weight" in ours, "frozen parameters are part of the model"
-    for name, value in theirs.items():
-        assert torch.equal(ours[name], value), name
-
-
-def test_a_missing_shard_is_an_error(root):
-    found = checkpoint.newest(root)
-    next(found.path.glob("zero_pp_rank_1_*")).unlink()
-    with pytest.raises(CheckpointError, match="1 optimizer shards of 2 ranks"):
-        checkpoint.fp32_weights(found)
-
-
 def limited_disk() -> None:
     """In a rank: no file may grow beyond 20 kB, as on a disk that is nearly full."""
     import resource
@@ -143,13 +123,3 @@ def save_to_a_full_disk(folder: str) -> str:
 def test_an_unwritable_folder_is_a_checkpoint_error(tmp_path):
     (tmp_path / "file").write_text("")
     assert "can't be written" in run_ranks(1, save_to_a_full_disk, str(tmp_path / "file" / "checkpoints"))[0]
-
-
-def test_weights_only_is_forced_and_given_back(monkeypatch):
-    import os
-
-    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
-    with checkpoint.weights_only():
-        assert os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
-    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
-    assert "deepspeed" in sys.modules

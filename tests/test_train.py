@@ -9,7 +9,7 @@ import torch
 from jobs import NO_DROPOUT, config_file, flags, make_models
 from ranks import allow_fp16, read_log, run_ranks, train
 
-from launch import checkpoint
+from launch import checkpoint, restore
 
 GOLDEN = Path(__file__).parent / "golden" / "loss_curve.json"
 
@@ -106,7 +106,7 @@ def test_resume_in_every_precision(precision, stage, models, dataset_folder, tmp
     run(1, argv[1], patch)
     np.testing.assert_array_equal(losses(tmp_path / "whole"), losses(tmp_path / "halves"))
     whole, halves = (
-        checkpoint.fp32_weights(checkpoint.newest(tmp_path / name / "checkpoints")) for name in ("whole", "halves")
+        restore.fp32_weights(checkpoint.newest(tmp_path / name / "checkpoints")) for name in ("whole", "halves")
     )
     assert same(whole, halves)
 
@@ -216,7 +216,7 @@ def test_configurations_train(path, models, dataset_folder, tmp_path):
     from model.pretrained import DilBertForMaskedLM
 
     before = DilBertForMaskedLM.from_pretrained(models[1]).state_dict()["layers.0.qkv.weight"]
-    after = checkpoint.fp32_weights(checkpoint.newest(tmp_path / "run" / "checkpoints"))["student.layers.0.qkv.weight"]
+    after = restore.fp32_weights(checkpoint.newest(tmp_path / "run" / "checkpoints"))["student.layers.0.qkv.weight"]
     moved = float((before - after).detach().abs().max())
     assert 1e-4 < moved < 12 * max(expected), "a step of AdamW moves a weight by about the rate"
 

@@ -322,7 +322,8 @@ def test_a_refused_start_changes_nothing(finished, models, dataset_folder, tmp_p
     output = resumable(finished, tmp_path)
     before = {path: path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()}
     other = config_file(tmp_path / "c.json", stage=2)
-    assert_refused(flags(other, dataset_folder, models, output, "--max-steps", "6"), 4, "stage 1", "stage 2")
+    argv = flags(other, dataset_folder, models, output, "--max-steps", "6", "--stop-at-step", "2")
+    assert_refused(argv, 2, "--stop-at-step 2", "has done 4 steps")
     same = config_file(tmp_path / "c.json")
     assert_refused(
         flags(same, dataset_folder, models, output, "--max-steps", "2"), 2, "--max-steps 2", "4 steps already"
@@ -365,10 +366,12 @@ def test_fresh_moves_the_old_run_aside(finished, models, dataset_folder, tmp_pat
     assert [row["step"] for row in read_log(output)] == [1, 2]
 
 
-def test_other_ranks_or_stage_name_the_cure(finished, models, dataset_folder, tmp_path):
+def test_a_batch_that_the_ranks_cannot_cut_names_the_equation(finished, models, dataset_folder, tmp_path):
     output = resumable(finished, tmp_path)
-    config = config_file(tmp_path / "c.json", stage=2)
-    assert_refused(flags(config, dataset_folder, models, output, "--max-steps", "6"), 4, "stage 1", "stage 2")
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, output, "--max-steps", "6")
+    results = run_ranks(3, train, argv)
+    assert [code for code, _ in results] == [2, 2, 2]
+    assert "train_batch_size 16 is no multiple of train_micro_batch_size_per_gpu 4 x 3 rank(s)" in results[0][1]
 
 
 def damage(path: Path) -> None:
