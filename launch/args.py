@@ -52,6 +52,14 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}\n{self.format_usage().strip()}\n`{self.prog} --help` explains every flag.")
 
 
+class _Collect(argparse.Action):
+    """Values of a flag that may be given more than once: `--x a b --x c` is a, b and c; any replaces the default."""
+
+    def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _option: str | None = None) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*(before if isinstance(before, list) else []), *values])
+
+
 def _canonical(argv: Sequence[str]) -> list[str]:
     """Write underscores in option names as hyphens; leave values alone."""
     words = []
@@ -78,8 +86,7 @@ def _add(group: Any, field: dataclasses.Field, hint: Any) -> None:
     if hint is bool:
         options["action"] = argparse.BooleanOptionalAction
     elif typing.get_origin(hint) is tuple:
-        options["nargs"] = "+"
-        options["type"] = typing.get_args(hint)[0]
+        options |= {"nargs": "+", "action": _Collect, "type": typing.get_args(hint)[0]}
     elif typing.get_origin(hint) is typing.Literal:
         options["choices"] = typing.get_args(hint)
     else:

@@ -6,7 +6,7 @@ does not depend on how the step was cut into micro-batches.
 R rows, V vocabulary, D hidden size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,14 @@ class Objective:
         require(total > 0, "alpha_ce", self.alpha_ce, "all four weights are 0: nothing would be learnt")
 
     def without_teacher(self) -> "Objective":
-        """Plain masked language modelling: the cross-entropy as it is, with weight 1."""
+        """Plain masked language modelling: the cross-entropy as it is, with weight 1.
+
+        Raises:
+            ConfigError: weights or a temperature were chosen, that mean nothing here.
+        """
+        for field in fields(self):
+            chosen = getattr(self, field.name)
+            require(chosen == field.default, field.name, chosen, "means nothing without --teacher; leave it out")
         return Objective(alpha_ce=0.0, alpha_mlm=1.0, alpha_cos=0.0, alpha_mse=0.0)
 
 

@@ -57,6 +57,10 @@ def test_defaults_and_types():
     assert read(*words) == Example("y", Path("f"), 5, 0.5, (2, 3), "b", False)
 
 
+def test_a_flag_given_twice_collects():
+    assert read("--name", "x", "--layers", "2", "3", "--layers", "4").layers == (2, 3, 4)
+
+
 def test_underscores_are_hyphens_but_values_stay():
     assert read("--name", "a_b", "--count_of=7").count_of == 7
     assert read("--name=--a_b").name == "--a_b"

@@ -141,8 +141,11 @@ def test_the_published_recipe_is_the_default() -> None:
 
 
 def test_without_teacher() -> None:
-    alone = Objective(3.0, 0.0, 1.0, 1.0, 4.0, True).without_teacher()
+    alone = Objective().without_teacher()
     assert (alone.alpha_ce, alone.alpha_mlm, alone.alpha_cos, alone.alpha_mse) == (0.0, 1.0, 0.0, 0.0)
+    for chosen, words in (({"alpha_ce": 3.0}, "--alpha-ce 3.0"), ({"restrict_ce_to_mask": True}, "--restrict-ce-to")):
+        with pytest.raises(ConfigError, match=f"{words}.*means nothing without --teacher"):
+            Objective(**chosen).without_teacher()
 
 
 @pytest.mark.parametrize(
