@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 import xxhash
@@ -18,7 +19,11 @@ NAME = "manifest.json"
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard: its sizes, its checksums (xxh3, 64 bits, hexadecimal), and the bytes of the text it was made from."""
+    """One shard: its sizes, its checksums (xxh3, 64 bits, hexadecimal), and the bytes of the text it was made from.
+
+    Attributes:
+        name: its place from the dataset's folder on; merged datasets refer to shards in other folders.
+    """
 
     name: str
     sequences: int
@@ -32,6 +37,11 @@ class ShardEntry:
     source: str = ""
     start: int = 0
     end: int = 0
+
+    @property
+    def folder(self) -> str:
+        """Where the files are, from the dataset's folder on: `.` unless it was merged of others."""
+        return str(PurePosixPath(self.name).parent)
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,7 @@ class CleaningCounts:
     pieces_of_split_lines: int = 0
     dropped_too_short: int = 0
     dropped_unknown: int = 0
+    not_sampled: int = 0
 
     def __add__(self, other: "CleaningCounts") -> "CleaningCounts":
         a, b = dataclasses.astuple(self), dataclasses.astuple(other)
@@ -89,6 +100,14 @@ class Manifest:
         """Token ids of all shards, special ones included."""
         return sum(shard.tokens for shard in self.shards)
 
+    @property
+    def checksums(self) -> dict[str, str]:
+        """The checksum of every file but this one, by its place from the dataset's folder on."""
+        checksums = {name: entry.xxh3 for name, entry in self.files.items()}
+        for shard in self.shards:
+            checksums |= {f"{shard.name}.bin": shard.bin_xxh3, f"{shard.name}.idx": shard.idx_xxh3}
+        return checksums
+
     def fingerprint(self) -> str:
         """Changes when any sequence, or the meaning of an id, does."""
         shards = [(s.sequences, s.bin_xxh3, s.idx_xxh3) for s in self.shards]
@@ -121,7 +140,10 @@ class Manifest:
             raise DataError(f"{path}: format version {version}; this code reads {FORMAT_VERSION}")
         if _hash(body) != recorded:
             raise DataError(f"{path}: its checksum is {_hash(body)}, recorded is {recorded}: damaged or edited")
-        return cls._from_dict(body)
+        try:
+            return cls._from_dict(body)
+        except (KeyError, TypeError, AttributeError) as error:  # intact, but of a writer that knows other fields
+            raise DataError(f"{path}: not the fields that this code knows: {error}") from error
 
     @classmethod
     def _from_dict(cls, body: dict[str, Any]) -> Self:
@@ -149,6 +171,21 @@ def checksum(path: Path) -> str:
 def file_entry(path: Path) -> FileEntry:
     """Size and checksum of a file beside the shards."""
     return FileEntry(path.stat().st_size, checksum(path))
+
+
+def checksum_faults(folder: Path, expected: Mapping[str, str]) -> list[str]:
+    """Compare files with their checksums: a sentence for each that is missing or has another one.
+
+    Args:
+        expected: checksums by place from the folder on.
+    """
+    faults = []
+    for name, right in expected.items():
+        path = folder / name
+        found = checksum(path) if path.is_file() else "missing"
+        if found != right:
+            faults.append(f"{path}: checksum {found}, expected {right}")
+    return faults
 
 
 def _hash(body: Any) -> str:

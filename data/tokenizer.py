@@ -1,13 +1,11 @@
-"""Text -> ids, by the reference tokenizer (the `tokenizers` library), and what a dataset knows of its vocabulary."""
+"""Tokenizers by folder or hub name, and what a dataset knows of their vocabulary."""
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from transformers import AutoTokenizer, BertTokenizer
 
 from data.vocabulary import Vocabulary
@@ -93,17 +91,3 @@ def tokenizer_hash(tokenizer: "PreTrainedTokenizerFast") -> str:
     parts = {key: state[key] for key in ("normalizer", "pre_tokenizer", "model")}
     parts["added_tokens"] = sorted((token["id"], token["content"]) for token in state["added_tokens"])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def encode_lines(tokenizer: "PreTrainedTokenizerFast", lines: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of many lines, without special tokens around them.
-
-    Returns:
-        ids: int64 [sum of lengths], the lines' ids one after another.
-        lengths: int64 [lines].
-    """
-    encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(lines), add_special_tokens=False)
-    per_line = [encoding.ids for encoding in encodings]
-    lengths = np.fromiter(map(len, per_line), np.int64, len(per_line))
-    ids = np.fromiter((token for line in per_line for token in line), np.int64, int(lengths.sum()))
-    return ids, lengths

@@ -8,15 +8,12 @@ import ctypes
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tokenizers
 
 from launch import commit, native
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 SOURCE = Path(__file__).with_name("wordpiece.cpp")
 SLACK = bytes(16)  # readable bytes that the operation needs behind a block
@@ -35,8 +32,8 @@ class WordPiece:
         native.Unavailable: another kind of tokenizer than BERT's, or no compiler.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
-        self.reference = tokenizer.backend_tokenizer
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        self.reference = tokenizer
         state = json.loads(self.reference.to_str())
         _refuse_unlike_bert(state)
         self.library = _library()

@@ -1,10 +1,13 @@
 """Files and folders that appear under their name only when complete: write beside, sync, rename."""
 
 import contextlib
+import io
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from launch.errors import ConfigError
 
@@ -38,6 +41,13 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def write_array(path: Path, array: np.ndarray) -> None:
+    """`write_bytes` of a `.npy` file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_bytes(path, buffer.getvalue())
+
+
 def refuse_existing(output: Path) -> None:
     """Raise ConfigError if `output` is there already: nothing of the user's is ever overwritten."""
     if os.path.lexists(output):
@@ -62,11 +72,16 @@ def folder(output: Path) -> Iterator[Path]:
         raise ConfigError(f"--output {output}: can't be made: {error.strerror}") from error
     try:
         yield partial
-        for path in sorted(partial.rglob("*")):
-            sync(path)
-        sync(partial)
-        os.rename(partial, output)
-        sync(output.parent)
+        publish(partial, output)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def publish(partial: Path, output: Path) -> None:
+    """Sync a folder with all that is in it, and give it its name."""
+    for path in sorted(partial.rglob("*")):
+        sync(path)
+    sync(partial)
+    os.rename(partial, output)
+    sync(output.parent)

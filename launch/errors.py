@@ -56,7 +56,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 # What a disk, or rights on it, can answer; other OSErrors are our own bugs.
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR, errno.ENOTDIR}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR, errno.ENOTDIR,
+         errno.EFBIG}  # fmt: skip
 
 
 def run(main: Callable[[], None], disk: type[DilbertError] = DataError) -> None:

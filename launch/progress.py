@@ -5,7 +5,7 @@ import sys
 from tqdm import tqdm
 
 
-def bar(total: int, unit: str, title: str) -> tqdm:
+def bar(total: int | None, unit: str, title: str) -> tqdm:
     """Amount, rate and time left, on standard error: live on a terminal, a line every half minute in a log file."""
     live = sys.stderr.isatty()
     interval = 0.2 if live else 30.0

@@ -76,7 +76,8 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
 def dataset_folder(tmp_path_factory: pytest.TempPathFactory, texts: tuple[Path, ...], tokenizer_folder: Path) -> Path:
     """A dataset of three shards, made by `data.binarize`."""
     output = tmp_path_factory.mktemp("datasets") / "small"
-    binarize.binarize(binarize.Files(texts, str(tokenizer_folder), output, 1), CleaningRules())
+    files = binarize.Files(tuple(map(str, texts)), str(tokenizer_folder), output, 1)
+    binarize.binarize(files, CleaningRules())
     return output
 
 

