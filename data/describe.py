@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data.indexed import Dataset, Shard
-from data.manifest import Manifest, ShardEntry, checksum
+from data.manifest import Manifest, ShardEntry, checksum_faults
 from data.token_counts import count_tokens
 from data.tokenizer import has_tokenizer, load_tokenizer
 from launch.args import flag, parse, positional, require
@@ -72,6 +72,9 @@ def describe(dataset: Dataset, count: int) -> str:
     vocabulary, manifest = dataset.vocabulary, dataset.manifest
     if vocabulary and manifest:
         did = manifest.cleaning
+        folders = sorted({entry.folder for entry in manifest.shards} - {"."})
+        if folders:
+            lines.append(f"shards in {', '.join(folders)}")
         lines.append(f"vocabulary: {vocabulary.size:,} entries, tokenizer {vocabulary.tokenizer_hash[:16]}")
         lines.append(
             f"cleaned from {did.lines:,} lines: {did.dropped_too_short:,} too short, {did.dropped_unknown:,} mostly "
@@ -92,31 +95,27 @@ def verify(dataset: Dataset) -> list[str]:
     faults: list[str] = []
     for shard in dataset.shards:
         faults += _index_faults(shard)
-        if dataset.manifest:
-            faults += _sequence_faults(shard, dataset.manifest)
     if dataset.manifest:
-        faults += _checksum_faults(dataset.path, dataset.manifest)
+        for shard, entry in zip(dataset.shards, dataset.manifest.shards, strict=True):
+            faults += _sequence_faults(shard, entry, dataset.manifest)
+        faults += checksum_faults(dataset.path, dataset.manifest.checksums)
     return faults + _counts_faults(dataset)
 
 
 def _index_faults(shard: Shard) -> list[str]:
     """Lengths, pointers and document ends must follow from each other."""
     faults = []
-    lengths = shard.lengths.astype(np.int64)
-    expected = (np.cumsum(lengths) - lengths) * shard.dtype.itemsize
-    if (lengths <= 0).any():
-        faults.append(f"{shard.prefix}.idx: sequence {int(np.argmax(lengths <= 0))} has length {lengths.min()}")
-    wrong = np.flatnonzero(shard.pointers != expected)
-    if wrong.size:
-        i = wrong[0]
-        faults.append(f"{shard.prefix}.idx: pointer {i} is {shard.pointers[i]}, expected {expected[i]}")
+    for i in np.flatnonzero(shard.lengths <= 0)[:1]:
+        faults.append(f"{shard.prefix}.idx: sequence {i} has length {shard.lengths[i]}")
+    if fault := shard.pointer_fault(0, len(shard.lengths)):
+        faults.append(fault)
     if (np.diff(shard.document_ends) < 0).any():
         faults.append(f"{shard.prefix}.idx: document ends are not ascending")
     return faults
 
 
-def _sequence_faults(shard: Shard, manifest: Manifest) -> list[str]:
-    """Every sequence must be [CLS] ... [SEP], and no longer than the rules allow."""
+def _sequence_faults(shard: Shard, entry: ShardEntry, manifest: Manifest) -> list[str]:
+    """Every sequence must be [CLS] ... [SEP], and no longer than the rules allow and the manifest says."""
     faults = []
     lengths = shard.lengths.astype(np.int64)
     first = shard.pointers // shard.dtype.itemsize
@@ -128,25 +127,10 @@ def _sequence_faults(shard: Shard, manifest: Manifest) -> list[str]:
         faults.append(f"{shard.prefix}: sequence {int(np.argmin(framed))} is not [CLS] ... [SEP]")
     for i in np.flatnonzero(lengths > manifest.rules.max_length)[:1]:
         faults.append(f"{shard.prefix}: sequence {i} has {lengths[i]} tokens, allowed are {manifest.rules.max_length}")
+    longest = lengths.max(initial=0)
+    if longest != entry.longest:
+        faults.append(f"{shard.prefix}: the longest sequence has {longest} tokens, the manifest says {entry.longest}")
     return faults
-
-
-def _checksum_faults(folder: Path, manifest: Manifest) -> list[str]:
-    """Compare every file with its checksum."""
-    expected = {name: entry.xxh3 for name, entry in manifest.files.items()}
-    for entry in manifest.shards:
-        expected |= _shard_checksums(entry)
-    faults = []
-    for name, checksum_expected in expected.items():
-        path = folder / name
-        found = checksum(path) if path.is_file() else "missing"
-        if found != checksum_expected:
-            faults.append(f"{path}: checksum {found}, expected {checksum_expected}")
-    return faults
-
-
-def _shard_checksums(entry: ShardEntry) -> dict[str, str]:
-    return {f"{entry.name}.bin": entry.bin_xxh3, f"{entry.name}.idx": entry.idx_xxh3}
 
 
 def _counts_faults(dataset: Dataset) -> list[str]:

@@ -30,7 +30,7 @@ def flag(default: Any = REQUIRED, help: str = "", metavar: str | None = None) ->
 
 
 def positional(help: str, metavar: str) -> Any:
-    """A dataclass field that is given without a flag's name before it."""
+    """A dataclass field that is given without a flag's name before it; one or more values if it is a tuple."""
     return dataclasses.field(metadata={"help": help, "metavar": metavar, "positional": True})
 
 
@@ -72,11 +72,14 @@ def _canonical(argv: Sequence[str]) -> list[str]:
 def _add(group: Any, field: dataclasses.Field, hint: Any) -> None:
     """Add one field as a flag; its annotation says how the words after it are read."""
     hint = _without_none(hint)
+    options: dict[str, Any]
     if field.metadata.get("positional"):
-        group.add_argument(field.name, help=field.metadata["help"], metavar=field.metadata["metavar"], type=hint)
+        many = typing.get_origin(hint) is tuple
+        options = {"nargs": "+", "type": typing.get_args(hint)[0]} if many else {"type": hint}
+        group.add_argument(field.name, help=field.metadata["help"], metavar=field.metadata["metavar"], **options)
         return
     text = field.metadata.get("help", "")
-    options: dict[str, Any] = {"dest": field.name}
+    options = {"dest": field.name}
     if field.default is REQUIRED:
         options["required"] = True
     else:

@@ -108,6 +108,21 @@ def test_help_teaches(capsys):
         assert word in text
 
 
+@dataclass(frozen=True)
+class Places:
+    """Several positional arguments."""
+
+    paths: tuple[Path, ...] = positional("where", "PATH")
+    fast: bool = flag(False, "be fast")
+
+
+def test_positional_tuple():
+    assert parse("", Places, argv=["a", "b_c", "--fast"])[0] == Places((Path("a"), Path("b_c")), True)
+    assert parse("", Places, argv=["--fast", "a"])[0].paths == (Path("a"),)
+    with pytest.raises(ConfigError, match="PATH"):
+        parse("", Places, argv=["--fast"])
+
+
 def test_positional():
     assert parse("", Place, argv=["there"])[0].path == Path("there")
     with pytest.raises(ConfigError, match="PATH"):

@@ -171,15 +171,19 @@ def test_truncation_is_seen_at_opening(pair: Path, suffix: str) -> None:
 @pytest.mark.parametrize(("at", "value", "message"), [
     (0, b"MMIDIDY", "not an MMIDIDX index"),
     (9, struct.pack("<Q", 2), "version 2"),
-    (17, b"\x07", "dtype code 7"),
+    (17, b"\x07", r"has 40 bytes, but its index ends at 50, as uint32 \(DeepSpeed\) or 50, as float32"),
+    (17, b"\x09", "dtype code 9"),
     (17, b"\x63", "dtype code 99"),
     (17, b"\x04", "truncated"),
     (18, struct.pack("<Q", 1 << 60), "its header says"),
     (26, struct.pack("<Q", 0), "its header says"),
-    (34, struct.pack("<i", -1), "sequence 0 has -1 tokens"),
-    (34, struct.pack("<i", 2**31 - 1), "sequence 0 has 2,147,483,647 tokens"),
-    (34 + 24, struct.pack("<q", -2), "from -1 on"),
-    (34 + 24, struct.pack("<q", 2**63 - 1), "damaged"),
+    (34, struct.pack("<i", -1), "pointer 1 is 6, expected -2"),
+    (34 + 8, struct.pack("<i", -1), "sequence 2 has -1 tokens"),
+    (34 + 8, struct.pack("<i", 2**31 - 1), "sequence 2 has 2,147,483,647 tokens"),
+    (34 + 24, struct.pack("<q", 2), "pointer 0 is 2, expected 0"),
+    (34 + 32, struct.pack("<q", 2**63 - 1), "pointer 1 is 9223372036854775807, expected 6"),
+    (34 + 40, struct.pack("<q", -2), "from -1 on"),
+    (34 + 40, struct.pack("<q", 2**63 - 1), "damaged"),
     (34 + 72, struct.pack("<q", 1), "documents end"),
     (34 + 96, struct.pack("<q", 7), "documents end at 7 of 6"),
 ])  # fmt: skip
@@ -236,7 +240,7 @@ def test_a_pair_of_two_others_does_not_open(tmp_path: Path) -> None:
 def test_a_shard_that_the_manifest_does_not_describe(dataset_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(dataset_folder, tmp_path / "damaged")
     write_ours(folder / "00001", np.uint16, DOCUMENTS)
-    with pytest.raises(DataError, match=r"00001: .* are \(6, 3, 20, 'uint16'\), the manifest says"):
+    with pytest.raises(DataError, match=r"00001: .* are \(6, 3, 20, 'uint16', 40, 138\), the manifest says"):
         Dataset.open(folder)
     (folder / "00001.idx").unlink()
     with pytest.raises(DataError, match=r"00001\.idx: No such file"):

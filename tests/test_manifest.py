@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from data.manifest import CleaningCounts, CleaningRules, FileEntry, Manifest, ShardEntry, checksum, file_entry
+from data.manifest import (
+    CleaningCounts,
+    CleaningRules,
+    FileEntry,
+    Manifest,
+    ShardEntry,
+    checksum,
+    checksum_faults,
+    file_entry,
+)
 from data.vocabulary import Vocabulary
 from launch.errors import DataError
 
@@ -93,6 +102,19 @@ def test_another_format_version_is_named(tmp_path: Path) -> None:
         Manifest.read(tmp_path)
 
 
+@pytest.mark.parametrize(("change", "message"), [
+    ({"rules": {"max_length": 512, "least_length": 3}}, "least_length"),
+    ({"vocabulary": {}}, "special_ids"),
+    ({"shards": [[]]}, "mapping"),
+    ({"files": []}, "items"),
+])  # fmt: skip
+def test_unknown_fields_are_named(tmp_path: Path, change: dict, message: str) -> None:
+    MANIFEST.write(tmp_path)
+    rewrite(tmp_path, **change)
+    with pytest.raises(DataError, match=rf"manifest\.json: not the fields that this code knows: .*{message}"):
+        Manifest.read(tmp_path)
+
+
 def test_an_edited_number_is_seen(tmp_path: Path) -> None:
     MANIFEST.write(tmp_path)
     path = tmp_path / "manifest.json"
@@ -129,6 +151,25 @@ def test_the_fingerprint_does_not_change_with_anything_else() -> None:
         MANIFEST, tokenizers_version="9", rules=CleaningRules(), cleaning=CleaningCounts(), files={}, shards=shards
     )
     assert other.fingerprint() == MANIFEST.fingerprint()
+
+
+def test_places_of_shards_and_all_checksums(tmp_path: Path) -> None:
+    elsewhere = dataclasses.replace(ENTRY, name="../there/00001")
+    manifest = dataclasses.replace(MANIFEST, shards=(ENTRY, elsewhere))
+    assert [shard.folder for shard in manifest.shards] == [".", "../there"]
+    right = xxhash.xxh3_64_hexdigest(b"x")
+    assert manifest.checksums == {
+        "counts.npy": "2" * 16, "00000.bin": "0" * 16, "00000.idx": "1" * 16,
+        "../there/00001.bin": "0" * 16, "../there/00001.idx": "1" * 16,
+    }  # fmt: skip
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "x").write_bytes(b"x")
+    (tmp_path / "here").mkdir()
+    faults = checksum_faults(tmp_path / "here", {"../there/x": right, "../there/./x": "0", "y": right})
+    place = tmp_path / "here"
+    assert faults == [
+        f"{place}/../there/x: checksum {right}, expected 0", f"{place}/y: checksum missing, expected {right}",
+    ]  # fmt: skip
 
 
 def test_cleaning_counts_add_up_field_by_field() -> None:
