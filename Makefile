@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup quickstart test test-all check format bench
+.PHONY: help setup quickstart test test-slow test-all check format bench
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,9 @@ quickstart: .venv/installed  ## a whole distillation in minutes: make quickstart
 
 test: .venv/installed  ## the default tests (under 15 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: .venv/installed  ## the long tests alone
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 test-all: .venv/installed  ## the long tests, too
 	$(BIN)/python -m pytest -m "not gpu"

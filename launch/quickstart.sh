@@ -48,24 +48,25 @@ train() {
 if [ -z "$CORPUS" ]; then
   stage "English text from the documentation of the Python packages installed" "$OUT/valid.txt" \
     python -m data.docs_corpus --output "$OUT/train.txt" --valid-output "$OUT/valid.txt"
-else
-  stage "Every 50th line of the text, 2000 at most, is held out" "$OUT/valid.txt" \
-    awk -v train="$OUT/train.txt" -v valid="$OUT/valid.part" \
-    '{ if (NR % 50 == 1 && NR < 100000) print >valid; else print >train }' "$CORPUS"
-  [ -e "$OUT/valid.txt" ] || mv "$OUT/valid.part" "$OUT/valid.txt"
 fi
 if [ -z "$TEACHER" ]; then
   TOKENIZER=$OUT/teacher-start
   stage "A vocabulary for it" "$TOKENIZER" \
-    python -m data.train_tokenizer --input "$OUT/train.txt" --vocab-size 8192 --output "$TOKENIZER"
+    python -m data.train_tokenizer --input "${CORPUS:-$OUT/train.txt}" --vocab-size 8192 --output "$TOKENIZER"
 else
   TOKENIZER=$TEACHER
 fi
-for part in train valid; do
-  stage "Text -> dataset ($part)" "$OUT/data/$part" \
-    python -m data.binarize --input "$OUT/$part.txt" --tokenizer "$TOKENIZER" --max-length "$MAX_LENGTH" \
-    --output "$OUT/data/$part"
-done
+if [ -n "$CORPUS" ]; then
+  stage "Text -> datasets, 1 % of the lines held out" "$OUT/data" \
+    python -m data.binarize --input "$CORPUS" --valid-fraction 0.01 --tokenizer "$TOKENIZER" \
+    --max-length "$MAX_LENGTH" --output "$OUT/data"
+else
+  for part in train valid; do
+    stage "Text -> dataset ($part)" "$OUT/data/$part" \
+      python -m data.binarize --input "$OUT/$part.txt" --tokenizer "$TOKENIZER" --max-length "$MAX_LENGTH" \
+      --output "$OUT/data/$part"
+  done
+fi
 
 if [ -z "$TEACHER" ]; then
   printf '\n\033[1m== Its architecture\033[0m: %s holds a config.json and the tokenizer, so weights start at random\n' "$TOKENIZER"
@@ -93,7 +94,7 @@ stage "What came of it" "" \
 cat <<END
 
 everything is in $OUT/
-  train.txt valid.txt   the text              data/      the datasets
+  data/                 the datasets
   runs/                 logs, checkpoints     dilbert/   the student: pipeline("fill-mask", "$OUT/dilbert")
   teacher ...           $TEACHER
 curves: tensorboard --logdir $OUT/runs

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import itertools
+import json
 import random
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
+import transformers
 from conftest import SPECIALS, VOCABULARY, sentence, write_vocabulary
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -448,3 +451,40 @@ def test_exit_codes(monkeypatch, capsys, tmp_path: Path, tokenizer_folder: Path,
     assert command(monkeypatch, *given, tmp_path / "other", "--min-lenght", 5) == 2
     assert "did you mean '--min-length'?" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+# --- other tokenizers ---
+
+
+def test_robertas_kind_of_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Byte-level BPE, by the reference alone: spaces are part of tokens, so no chunk can be looked at by itself."""
+    text_file = tmp_path / "x.txt"
+    text_file.write_bytes(mixed_text(3, 60))
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    names = ("cls", "pad", "sep", "unk", "mask")
+    specials = {f"{name}_token": f"<{name}>" for name in names}
+    lines = ["the of and to in a house and a tree"] * 9
+    bpe.train_from_iterator(lines, vocab_size=300, special_tokens=[*specials.values()])
+    transformers.PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **specials).save_pretrained(tmp_path / "bpe")
+    bpe_tokenizer = load_tokenizer(str(tmp_path / "bpe"))
+    binarize(Files((str(text_file),), str(tmp_path / "bpe"), tmp_path / "out"), CleaningRules())
+    assert "no fast form: its model is no WordPiece" in capsys.readouterr().out
+    documents, _ = reference(text_file.read_bytes(), bpe_tokenizer, CleaningRules())
+    assert documents_of(tmp_path / "out") == documents
+    assert documents[0][0][0] == bpe_tokenizer.cls_token_id
+
+
+def test_a_cased_vocabulary_of_many_languages(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Multilingual BERT's kind: more than 65,536 entries, case and accents kept."""
+    words = (*VOCABULARY, "The", "É", "##É", "москва", "##ва", "日", "本", "é", *(f"w{i}" for i in range(66_000)))
+    write_vocabulary(tmp_path / "many", words)
+    config = {"do_lower_case": False, "tokenizer_class": "BertTokenizer"}
+    (tmp_path / "many" / "tokenizer_config.json").write_text(json.dumps(config))
+    many = load_tokenizer(str(tmp_path / "many"))
+    assert many.backend_tokenizer.normalizer.normalize_str("É") == "É"
+    content = "The the É e\u0301 É москва Москва 日本 w65999 \u0301\u0323\n".encode() * 3
+    (tmp_path / "x.txt").write_bytes(content)
+    (manifest,) = binarize(Files((str(tmp_path / "x.txt"),), str(tmp_path / "many"), tmp_path / "out"), EVERYTHING)
+    assert "WordPiece in C++" in capsys.readouterr().out
+    assert manifest.dtype == "int32"
+    assert documents_of(tmp_path / "out") == reference(content, many, EVERYTHING)[0]
