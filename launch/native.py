@@ -13,7 +13,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-FLAGS = ("-O3", "-march=native", "-std=c++20", "-shared", "-fPIC", "-Wall", "-Wextra")
+# Without contraction a product and a sum are two roundings, as in numpy: operations that must equal a numpy form can.
+FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++20", "-shared", "-fPIC", "-Wall", "-Wextra")
 
 
 class Unavailable(Exception):
@@ -27,8 +28,11 @@ def cache() -> Path:
 
 
 @functools.cache
-def load(source: Path) -> ctypes.CDLL:
+def load(source: Path, *flags: str) -> ctypes.CDLL:
     """The library of one C++ file, built now unless the cache has it.
+
+    Args:
+        flags: of the compiler, after FLAGS.
 
     Raises:
         Unavailable: no compiler, or it refuses the source, or `DILBERT_NATIVE=0`.
@@ -37,11 +41,11 @@ def load(source: Path) -> ctypes.CDLL:
         raise Unavailable("DILBERT_NATIVE=0")
     compiler = _compiler()
     content = hashlib.sha256(source.read_bytes())
-    for part in (*FLAGS, compiler, _output(compiler, "--version"), _processor()):
+    for part in (*FLAGS, *flags, compiler, _output(compiler, "--version"), _processor()):
         content.update(part.encode())
     library = cache() / f"{source.stem}-{content.hexdigest()[:16]}.so"
     if not library.exists():
-        _build(compiler, source, library)
+        _build([compiler, *FLAGS, *flags], source, library)
     try:
         return ctypes.CDLL(str(library))
     except OSError as error:
@@ -55,16 +59,16 @@ def _compiler() -> str:
     raise Unavailable("no C++ compiler (g++) on this machine")
 
 
-def _build(compiler: str, source: Path, library: Path) -> None:
+def _build(command: list[str], source: Path, library: Path) -> None:
     """Compile beside, then rename: processes that build the same at the same time don't disturb each other."""
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             made = Path(folder) / library.name
-            subprocess.run([compiler, *FLAGS, "-o", str(made), str(source)], check=True, capture_output=True, text=True)
+            subprocess.run([*command, "-o", str(made), str(source)], check=True, capture_output=True, text=True)
             os.replace(made, library)
     except subprocess.CalledProcessError as error:
-        raise Unavailable(f"{compiler} refuses {source.name}: {error.stderr.strip()[:2000]}") from error
+        raise Unavailable(f"{command[0]} refuses {source.name}: {error.stderr.strip()[:2000]}") from error
     except OSError as error:
         raise Unavailable(f"{library}: can't be written: {error.strerror}") from error
 

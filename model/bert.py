@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model.config import BertConfig
 from model.kernels.attention import packed_attention
+from model.kernels.distillation import Head
 
 
 def activation(name: str, x: Tensor) -> Tensor:
@@ -121,9 +122,9 @@ class MaskedLMHead(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, hidden_TD: Tensor, word_VD: Tensor) -> Tensor:
-        """Logits: TV."""
-        return F.linear(self.norm(activation(self.hidden_act, self.transform(hidden_TD))), word_VD, self.bias)
+    def forward(self, hidden_TD: Tensor) -> Tensor:
+        """What the decoder is applied to: TD."""
+        return self.norm(activation(self.hidden_act, self.transform(hidden_TD)))
 
 
 class MaskedLM(Encoder):
@@ -136,7 +137,11 @@ class MaskedLM(Encoder):
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Scores over the vocabulary: TV."""
-        return self.head(hidden_TD, self.embeddings.word.weight)
+        return F.linear(self.head(hidden_TD), self.embeddings.word.weight, self.head.bias)
+
+    def unprojected(self, hidden_TD: Tensor) -> Head:
+        """What logits are made of, for losses that never hold all of them."""
+        return Head(self.head(hidden_TD), self.embeddings.word.weight, self.head.bias)
 
 
 @torch.no_grad()

@@ -12,15 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from model.bert import MaskedLM
-from model.losses import (
-    LossSums,
-    Objective,
-    hidden_cosine,
-    logit_mse,
-    mlm_cross_entropy,
-    soft_target_kl,
-    weighted,
-)
+from model.kernels.distillation import Weights, vocabulary_losses
+from model.losses import LossSums, Objective, hidden_cosine, weighted
 
 TERMS = ("loss", "loss_ce", "loss_mlm", "loss_cos", "loss_mse")
 
@@ -85,32 +78,39 @@ class Distiller(nn.Module):
             terms: fp32 [5], this micro-batch's share of the step's losses, named by TERMS; summed over all parts of a
                 step they are the step's losses. Detached.
         """
-        sums = self._sums(batch)[0]
-        means = sums.means(self.objective, batch.step_tokens, batch.step_masked)
-        loss = weighted(means, self.objective)
-        return loss * self.parts, torch.cat([loss[None], means]).detach()
+        objective, tokens, masked = self.objective, batch.step_tokens, batch.step_masked
+        rows = masked if objective.restrict_ce_to_mask else tokens
+        weights = Weights(
+            common=1 / rows, ce=objective.alpha_ce, mlm=objective.alpha_mlm * rows / masked, mse=objective.alpha_mse,
+            temperature=objective.temperature,
+        )  # fmt: skip
+        loss, values_5, cos = self._losses(batch, weights)
+        loss = loss + objective.alpha_cos * cos / tokens
+        ce, mlm, mse, *_ = values_5.float()
+        means = LossSums(ce, mlm, cos.detach(), mse).means(objective, tokens, masked)
+        return loss * self.parts, torch.cat([loss.detach()[None], means])
 
-    def _sums(self, batch: Batch) -> tuple[LossSums, Tensor, Tensor | None]:
-        """Sums of the losses, and the logits of student and teacher on masked tokens (MV)."""
-        objective, student = self.objective, self.student
+    def _losses(self, batch: Batch, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted loss and values of `vocabulary_losses`, and the sum of the cosine losses."""
+        objective, student, teacher = self.objective, self.student, self.teacher
         dense = objective.alpha_ce + objective.alpha_mse > 0 and not objective.restrict_ce_to_mask
+        labels = batch.labels
+        if dense:  # every token is a row; else those alone that are predicted
+            labels = torch.full_like(batch.input_ids, -1).index_copy_(0, batch.masked_positions, labels)
+
+        def rows(hidden_TD: Tensor) -> Tensor:
+            return hidden_TD if dense else hidden_TD.index_select(0, batch.masked_positions)
+
         hidden_s_TD = self._encode(student, batch)
-        rows_s_RV = student.logits(hidden_s_TD if dense else hidden_s_TD.index_select(0, batch.masked_positions))
-        masked_s_MV = rows_s_RV.index_select(0, batch.masked_positions) if dense else rows_s_RV
-        zero = rows_s_RV.new_zeros((), dtype=torch.float32)
-        mlm = mlm_cross_entropy(masked_s_MV, batch.labels) if objective.alpha_mlm else zero
-        if self.teacher is None:
-            return LossSums(zero, mlm, zero, zero), masked_s_MV, None
+        head_s = student.unprojected(rows(hidden_s_TD))
+        if teacher is None:
+            return *vocabulary_losses(head_s, None, labels, weights), hidden_s_TD.new_zeros((), dtype=torch.float32)
         with torch.no_grad():
-            hidden_t_TD = self._encode(self.teacher, batch)
-            rows_t_RV = self.teacher.logits(hidden_t_TD if dense else hidden_t_TD[batch.masked_positions])
-        sums = LossSums(
-            ce=soft_target_kl(rows_s_RV, rows_t_RV, objective.temperature) if objective.alpha_ce else zero,
-            mlm=mlm,
-            cos=hidden_cosine(hidden_s_TD, hidden_t_TD) if objective.alpha_cos else zero,
-            mse=logit_mse(rows_s_RV, rows_t_RV) if objective.alpha_mse else zero,
-        )
-        return sums, masked_s_MV, rows_t_RV.index_select(0, batch.masked_positions) if dense else rows_t_RV
+            hidden_t_TD = self._encode(teacher, batch)
+            head_t = teacher.unprojected(rows(hidden_t_TD))
+        zero = hidden_s_TD.new_zeros((), dtype=torch.float32)
+        cos = hidden_cosine(hidden_s_TD, hidden_t_TD) if objective.alpha_cos else zero
+        return *vocabulary_losses(head_s, head_t, labels, weights), cos
 
     @staticmethod
     def _encode(model: MaskedLM, batch: Batch) -> Tensor:
@@ -129,15 +129,10 @@ class Distiller(nn.Module):
         total = torch.zeros(8, dtype=torch.float64, device=next(self.parameters()).device)
         try:
             for batch in batches:
-                sums, masked_s_MV, masked_t_MV = self._sums(batch)
-                choice_M = masked_s_MV.argmax(-1)
-                correct = (choice_M == batch.labels).sum()
-                agree = (
-                    (choice_M == masked_t_MV.argmax(-1)).sum() if masked_t_MV is not None else torch.zeros_like(correct)
-                )
+                values_5, cos = self._losses(batch, Weights(1.0, temperature=self.objective.temperature))[1:]
+                ce, mlm, mse, correct, agree = values_5
                 sizes = [total.new_full((), x.numel()) for x in (batch.input_ids, batch.labels)]
-                row = [*sizes, sums.ce, sums.mlm, sums.cos, sums.mse, correct, agree]
-                total += torch.stack([value.double() for value in row])
+                total += torch.stack([*sizes, ce, mlm, cos.double(), mse, correct, agree])
         finally:
             for module, training in modes:  # one by one: parts may stand in other modes than the whole
                 module.training = training

@@ -33,6 +33,11 @@ class Objective:
         total = self.alpha_ce + self.alpha_mlm + self.alpha_cos + self.alpha_mse
         require(total > 0, "alpha_ce", self.alpha_ce, "all four weights are 0: nothing would be learnt")
 
+    @property
+    def alphas(self) -> tuple[float, float, float, float]:
+        """Weights of ce, mlm, cos and mse."""
+        return self.alpha_ce, self.alpha_mlm, self.alpha_cos, self.alpha_mse
+
     def without_teacher(self) -> "Objective":
         """Plain masked language modelling: the cross-entropy as it is, with weight 1.
 
@@ -76,7 +81,7 @@ def logit_mse(student_RV: Tensor, teacher_RV: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LossSums:
-    """Unweighted sums of one micro-batch: fp32 scalars; a loss that the objective leaves out is 0."""
+    """Unweighted sums of one micro-batch: fp32 scalars."""
 
     ce: Tensor
     mlm: Tensor
@@ -84,18 +89,20 @@ class LossSums:
     mse: Tensor
 
     def means(self, objective: Objective, tokens: int, masked: int) -> Tensor:
-        """This micro-batch's share of the step's mean losses: fp32 [4], in the order ce, mlm, cos, mse.
+        """This micro-batch's share of the step's mean losses: fp32 [4], in the order ce, mlm, cos, mse; 0 where the
+        objective leaves one out.
 
         Args:
             tokens: real tokens of the whole step.
             masked: masked tokens of the whole step.
         """
         rows = masked if objective.restrict_ce_to_mask else tokens
-        return torch.stack([self.ce / rows, self.mlm / masked, self.cos / tokens, self.mse / rows])
+        means = (self.ce / rows, self.mlm / masked, self.cos / tokens, self.mse / rows)
+        used = zip(means, objective.alphas, strict=True)
+        return torch.stack([mean if alpha else torch.zeros_like(mean) for mean, alpha in used])
 
 
 def weighted(means: Tensor, objective: Objective) -> Tensor:
     """alpha_ce * ce + alpha_mlm * mlm + alpha_cos * cos + alpha_mse * mse: scalar."""
     # A loss left out is left out of the sum, too: 0 x inf is not 0.
-    alphas = (objective.alpha_ce, objective.alpha_mlm, objective.alpha_cos, objective.alpha_mse)
-    return torch.stack([alpha * mean for alpha, mean in zip(alphas, means, strict=True) if alpha]).sum()
+    return torch.stack([alpha * mean for alpha, mean in zip(objective.alphas, means, strict=True) if alpha]).sum()

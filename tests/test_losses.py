@@ -111,8 +111,9 @@ def test_no_rows() -> None:
 def test_means_by_hand() -> None:
     """20 tokens, 4 of them masked: cosine by tokens, MLM by masked tokens, the others as the objective says."""
     sums = LossSums(scalar(10.0), scalar(6.0), scalar(5.0), scalar(8.0))
-    assert sums.means(Objective(), tokens=20, masked=4).tolist() == [0.5, 1.5, 0.25, pytest.approx(0.4)]
-    restricted = Objective(restrict_ce_to_mask=True)
+    assert sums.means(Objective(alpha_mse=1.0), 20, 4).tolist() == [0.5, 1.5, 0.25, pytest.approx(0.4)]
+    assert sums.means(Objective(), tokens=20, masked=4).tolist() == [0.5, 1.5, 0.25, 0.0], "left out"
+    restricted = Objective(alpha_mse=1.0, restrict_ce_to_mask=True)
     assert sums.means(restricted, tokens=20, masked=4).tolist() == [2.5, 1.5, 0.25, 2.0]
 
 
