@@ -15,9 +15,11 @@ from launch import distributed  # isort: skip  (before torch and DeepSpeed: it s
 
 import torch
 
+from data.corpora import Corpora
 from data.indexed import Dataset
 from data.loader import HeldOut, StreamSettings, TrainingStream, prefetch
 from data.masking import MaskingSettings
+from data.order import OrderSettings
 from data.tokenizer import has_tokenizer
 from launch import checkpoint, ds_config, hub, restore
 from launch.args import flag, parse
@@ -45,7 +47,10 @@ class Paths:
     """What is read and written."""
 
     deepspeed_config: Path = flag(help="DeepSpeed JSON: batch, precision, ZeRO, optimizer, schedule", metavar="JSON")
-    data: Path = flag(help="dataset to train on (`python -m data.binarize`)", metavar="DATASET")
+    data: tuple[str, ...] = flag(
+        help="dataset to train on (`python -m data.binarize`); several with their shares of the sequences: A:0.7 B:0.3",
+        metavar="DATASET",
+    )
     student: str = flag(
         help="model folder; with nothing but config.json in it, weights start at random", metavar="FOLDER"
     )
@@ -62,8 +67,8 @@ class Freezing:
 
 
 def train(
-    paths: Paths, length: Length, objective: Objective, masking: MaskingSettings, freezing: Freezing,
-    cadence: Cadence, begin: Start,
+    paths: Paths, length: Length, objective: Objective, masking: MaskingSettings, order: OrderSettings,
+    freezing: Freezing, cadence: Cadence, begin: Start,
 ) -> None:  # fmt: skip
     """The story of a run, top to bottom.
 
@@ -76,25 +81,25 @@ def train(
     folder = RunFolder(paths.output)
 
     # Models and data, and whether they belong together.
-    dataset = Dataset.open(paths.data)
+    corpora = Corpora.open(paths.data)
     valid_dataset = Dataset.open(paths.valid_data) if paths.valid_data else None
     student = load_student(paths.student, begin.seed)
     teacher = DilBertForMaskedLM.from_pretrained(paths.teacher) if paths.teacher else None
-    vocabulary = vocabulary_for(dataset, paths.student, paths.teacher)
+    vocabulary = vocabulary_for(corpora.datasets, paths.student, paths.teacher)
     models = ((paths.student, student), (paths.teacher, teacher))
-    check_together((dataset, valid_dataset), vocabulary, models, needs_width=objective.alpha_cos > 0)
+    check_together((*corpora.datasets, valid_dataset), vocabulary, models, needs_width=objective.alpha_cos > 0)
     student.embeddings.position.weight.requires_grad_(not freezing.freeze_pos_embs)
 
     # How long, and in which parts.
     batch = ds_config.batch_sizes(raw_config, world.ranks)["train_batch_size"]
-    steps = length.steps(len(dataset), batch)
+    steps = length.steps(corpora.epoch_size, batch)
     config = ds_config.resolve(raw_config, world.ranks, steps, length.warmup(steps))
     accumulation, micro = config["gradient_accumulation_steps"], config["train_micro_batch_size_per_gpu"]
-    stream = TrainingStream(dataset, vocabulary, StreamSettings(batch, begin.seed, masking))
+    stream = TrainingStream(corpora, vocabulary, StreamSettings(batch, begin.seed, masking, order))
     valid = HeldOut(valid_dataset, vocabulary, masking, stream.counts) if valid_dataset else None
 
     # A run goes on as it was started, or not at all.
-    flags = flags_of(paths, length, objective, masking, freezing, cadence, begin)
+    flags = flags_of(paths, length, objective, masking, order, freezing, cadence, begin)
     record: dict[str, Any] = {"flags": flags, "deepspeed_config": raw_config, "fingerprint": stream.fingerprint()}
     record |= {MODEL: student.config.to_dict(), "teacher": hf.fingerprint(teacher) if teacher else None}
     folder.check(record, FREE, begin.allow_change, world, begin.fresh)
@@ -108,15 +113,16 @@ def train(
         restore.load(engine, found)
     last = length.last(steps, engine.global_steps)
     if world.is_main:
-        facts = environment(world, fingerprint=record["fingerprint"], dataset=str(paths.data))
+        facts = environment(world, fingerprint=record["fingerprint"], data=corpora.facts())
         folder.begin(config=record, ds_config=config, environment=facts)
-        keep_tokenizer(folder.path / TOKENIZER, paths)
+        keep_tokenizer(folder.path / TOKENIZER, paths, corpora)
 
     meter, gradient = Meter(TERMS, distiller.active_terms, world.device), GradientNorm(engine)
     with Monitor(folder.path, world, engine.global_steps, steps) as monitor:
-        monitor.say(headline(distiller, config, world, len(dataset), steps, engine.global_steps))
+        monitor.say(headline(distiller, config, world, corpora.summary(steps * batch), steps, engine.global_steps))
         todo = range(engine.global_steps, last)
-        for parts in prefetch(lambda k: stream.micro_batches(k, world.rank, world.ranks, accumulation), todo):
+        made = prefetch(lambda k: stream.micro_batches(k, world.rank, world.ranks, accumulation), todo)
+        for parts in meter.waiting(made):
             rate = engine.get_lr()[0]
             for part in parts:
                 seed_dropout(begin.seed, part.step, part.part)
@@ -129,7 +135,7 @@ def train(
             step = engine.global_steps
             save = step % cadence.checkpoint_interval == 0 or step == last
             if save or step % cadence.log_interval == 0:  # a loss that is not finite is never saved: the log raises
-                progress = {"lr": rate, "epoch": step * batch / len(dataset), **engine_figures(engine, gradient)}
+                progress = {"lr": rate, **corpora.epochs(step * batch), **engine_figures(engine, gradient)}
                 monitor.log(step, {**meter.read(), **progress})
             with meter.paused():
                 if valid and (step % cadence.eval_interval == 0 or step == last):
@@ -155,9 +161,10 @@ def load_student(name: str, seed: int) -> DilBertForMaskedLM:
     return DilBertForMaskedLM(BertConfig.read(folder)).train()
 
 
-def keep_tokenizer(target: Path, paths: Paths) -> None:
-    """Copy the tokenizer's files into the run folder, from the first of student, dataset and teacher that has some."""
-    for name in (paths.student, str(paths.data / "tokenizer"), paths.teacher):
+def keep_tokenizer(target: Path, paths: Paths, corpora: Corpora) -> None:
+    """Copy the tokenizer's files into the run folder, from the first of student, datasets and teacher that has some."""
+    own = (str(dataset.path / "tokenizer") for dataset in corpora.datasets)
+    for name in (paths.student, *own, paths.teacher):
         if name and (Path(name).exists() or name == paths.teacher):
             source = hub.fetch(name, hub.TOKENIZER_FILES)
             if has_tokenizer(source):
@@ -165,7 +172,7 @@ def keep_tokenizer(target: Path, paths: Paths) -> None:
                 return hub.copy_tokenizer(source, target)
 
 
-def headline(distiller: Distiller, config: dict, world: World, sequences: int, steps: int, start: int) -> str:
+def headline(distiller: Distiller, config: dict, world: World, data: str, steps: int, start: int) -> str:
     """What is about to happen, in three lines."""
     sizes = [f"student {sum(p.numel() for p in distiller.parameters()):,} parameters"]
     if distiller.teacher:
@@ -175,12 +182,11 @@ def headline(distiller: Distiller, config: dict, world: World, sequences: int, s
         f"{', '.join(sizes)} | {ds_config.precision(config)}, ZeRO stage {ds_config.stage(config)}\n"
         f"{config['train_batch_size']} sequences a step = {micro} x {accumulation} accumulation x {world.ranks} "
         f"rank(s) on {world.device.type}\n"
-        f"{steps} steps = {steps * config['train_batch_size'] / sequences:.2f} epochs of {sequences:,} sequences"
-        + (f"; going on after step {start}" if start else "")
+        f"{steps} steps = {data}" + (f"; going on after step {start}" if start else "")
     )
 
 
-GROUPS = (Paths, Length, Objective, MaskingSettings, Freezing, Cadence, Start)
+GROUPS = (Paths, Length, Objective, MaskingSettings, OrderSettings, Freezing, Cadence, Start)
 
 
 def main() -> None:

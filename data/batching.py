@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data import compiled
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -43,11 +45,27 @@ class MicroBatch:
 def deal(lengths: np.ndarray, parts: int) -> np.ndarray:
     """Part of each sequence: the longest first, each to the part with the fewest tokens so far (Graham, 1969).
 
-    Every part gets a sequence if there are at least as many sequences as parts. Returns int64 [sequences].
+    Every part gets a sequence if there are at least as many sequences as parts.
+
+    Args:
+        lengths: int64 [sequences].
+
+    Returns:
+        int64 [sequences].
     """
+    order = np.argsort(-lengths, kind="stable")
+    operations = compiled.operations("stream")
+    if not operations:
+        return _deal_in_python(lengths, order, parts)
+    part_of = np.empty(lengths.size, np.int64)
+    operations("deal", lengths, order, lengths.size, parts, part_of)
+    return part_of
+
+
+def _deal_in_python(lengths: np.ndarray, order: np.ndarray, parts: int) -> np.ndarray:
     heap = [(0, part) for part in range(parts)]
-    part_of = np.empty(len(lengths), np.int64)
-    for i in np.argsort(-lengths, kind="stable").tolist():
+    part_of = np.empty(lengths.size, np.int64)
+    for i in order.tolist():
         tokens, part = heap[0]
         part_of[i] = part
         heapq.heapreplace(heap, (tokens + int(lengths[i]), part))
@@ -56,4 +74,9 @@ def deal(lengths: np.ndarray, parts: int) -> np.ndarray:
 
 def positions_within(ends: np.ndarray) -> np.ndarray:
     """0, 1, 2 ... restarting in each sequence: int64 [tokens], from cumulative lengths [sequences + 1]."""
-    return np.arange(ends[-1]) - np.repeat(ends[:-1], np.diff(ends))
+    operations = compiled.operations("stream")
+    if not operations:
+        return np.arange(ends[-1]) - np.repeat(ends[:-1], np.diff(ends))
+    positions = np.empty(ends[-1], np.int64)
+    operations("positions", ends, ends.size - 1, positions)
+    return positions

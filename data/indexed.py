@@ -5,8 +5,8 @@ dtype code u8, S u64, D + 1 u64, lengths i32[S] in tokens, pointers i64[S] in by
 i64[D + 1] (0 first) as numbers of sequences. `X.bin` is nothing but the ids.
 """
 
+import functools
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -14,13 +14,11 @@ from typing import Self
 import numpy as np
 import xxhash
 
+from data.gather import Reader
+from data.index_header import Header, dtype_of_ids, pack_header, read_header
 from data.manifest import Manifest, ShardEntry, checksum
 from data.vocabulary import Vocabulary
 from launch.errors import DataError
-
-MAGIC = b"MMIDIDX\x00\x00"
-HEADER = struct.Struct("<9sQBQQ")
-DTYPE_CODES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # 6 and 7 are floats: no token ids
 
 
 class ShardWriter:
@@ -51,7 +49,7 @@ class ShardWriter:
             documents: sequences of each document [documents], summing to the number of sequences.
         """
         assert ids.size == lengths.sum() and lengths.size == documents.sum()
-        content = ids.astype(self.dtype).tobytes()
+        content = np.ascontiguousarray(ids, self.dtype).view(np.uint8).data
         self.hash.update(content)
         self.file.write(content)
         self.lengths.append(lengths.astype(np.int32))
@@ -78,35 +76,33 @@ class ShardWriter:
 
 
 def _index_bytes(dtype: np.dtype, lengths: np.ndarray, document_ends: np.ndarray) -> bytes:
-    code = next(code for code, name in DTYPE_CODES.items() if np.dtype(name) == dtype)
     pointers = np.zeros(lengths.size, np.int64)
     np.cumsum(lengths[:-1], dtype=np.int64, out=pointers[1:])
-    header = HEADER.pack(MAGIC, 1, code, lengths.size, document_ends.size)
+    header = pack_header(dtype, lengths.size, document_ends.size)
     return header + lengths.tobytes() + (pointers * dtype.itemsize).tobytes() + document_ends.tobytes()
 
 
 class Shard:
-    """One `.bin/.idx` pair, memory-mapped. Opening checks sizes and header in constant time.
+    """One `.bin/.idx` pair, memory-mapped. Opening checks header, sizes and both ends of the index in constant time.
 
     Attributes:
         ids: [tokens], all ids of the shard.
         lengths: int32 [sequences].
         pointers: int64 [sequences], byte offsets into the `.bin`.
-        document_ends: int64 [documents + 1].
+        document_ends: int64 [documents + 1], 0 first; nothing but that 0 where no document was ever ended.
+
+    Raises:
+        DataError: missing, truncated or mismatched files, or a kind that is not read here.
     """
 
     def __init__(self, prefix: Path) -> None:
         self.prefix = prefix
         idx, bin_ = prefix.with_name(prefix.name + ".idx"), prefix.with_name(prefix.name + ".bin")
-        dtype, sequences, ends = _read_header(idx)
-        self.dtype = dtype
-        index = np.memmap(idx, np.uint8, "r")
-        cuts = np.cumsum([HEADER.size, 4 * sequences, 8 * sequences, 8 * ends])
-        self.lengths = index[cuts[0] : cuts[1]].view("<i4")
-        self.pointers = index[cuts[1] : cuts[2]].view("<i8")
-        self.document_ends = index[cuts[2] : cuts[3]].view("<i8")
-        self.ids = _map_ids(bin_, dtype)
-        self._check_ends(bin_)
+        header = read_header(idx)
+        self.lengths, self.pointers, self.document_ends = _map_index(idx, header)
+        self.dtype = self._dtype(header.code, _size(bin_))
+        self._check_ends()
+        self.ids = _map(bin_, self.dtype)
 
     def extents(self, sequences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where sequences begin in `ids`, and their lengths: int64 [n] each.
@@ -124,41 +120,49 @@ class Shard:
             )
         return first, lengths
 
-    def _check_ends(self, path: Path) -> None:
-        """The last sequence must end where the `.bin` ends, the last document where the sequences do."""
-        end = int(self.pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize if len(self.lengths) else 0
-        size = self.ids.size * self.dtype.itemsize
-        if end != size:
-            raise DataError(f"{path}: has {size:,} bytes, but its index ends at {end:,}: truncated or not its pair")
-        if self.document_ends[0] != 0 or self.document_ends[-1] != len(self.lengths):
-            raise DataError(f"{self.prefix}.idx: documents end at {self.document_ends[-1]} of {len(self.lengths)}")
+    def pointer_fault(self, start: int, stop: int) -> str | None:
+        """What is wrong with the first pointer in [start, stop) that isn't where the sequence before it ends."""
+        before = slice(max(start - 1, 0), stop - 1)
+        ends = self.pointers[before] + self.lengths[before].astype(np.int64) * self.dtype.itemsize
+        expected = ends if start else np.concatenate([[0], ends])[:stop]
+        wrong = np.flatnonzero(self.pointers[start:stop] != expected)
+        if not wrong.size:
+            return None
+        i = start + int(wrong[0])
+        return f"{self.prefix}.idx: pointer {i} is {self.pointers[i]}, expected {expected[wrong[0]]}"
+
+    def _dtype(self, code: int, size: int) -> np.dtype:
+        """Also checks that the last sequence ends where the `.bin` does."""
+        pointer, length = (int(self.pointers[-1]), int(self.lengths[-1])) if len(self.lengths) else (0, 0)
+        return dtype_of_ids(self.prefix, size, code, pointer, length)
+
+    def _check_ends(self) -> None:
+        """The first two sequences must follow each other, the last document must end where the sequences do."""
+        if fault := self.pointer_fault(0, min(2, len(self.lengths))):
+            raise DataError(fault)
+        first, last = self.document_ends[[0, -1]].tolist()
+        without_documents = len(self.document_ends) == 1  # by a builder that was never told to end one
+        if first != 0 or (last != len(self.lengths) and not without_documents):
+            raise DataError(f"{self.prefix}.idx: documents end at {last} of {len(self.lengths)}")
 
 
-def _read_header(path: Path) -> tuple[np.dtype, int, int]:
-    """Dtype, sequences and document ends of an index whose size they must explain exactly."""
+def _size(path: Path) -> int:
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            header = file.read(HEADER.size)
+        return path.stat().st_size
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    if len(header) < HEADER.size or header[:9] != MAGIC:
-        raise DataError(f"{path}: not an MMIDIDX index (Megatron-Core's layout)")
-    _, version, code, sequences, ends = HEADER.unpack(header)
-    if version != 1 or code not in DTYPE_CODES:
-        raise DataError(f"{path}: version {version}, dtype code {code}; this reads version 1 and integer ids")
-    expected = HEADER.size + 12 * sequences + 8 * ends
-    if size != expected or ends < 1:
-        raise DataError(f"{path}: has {size:,} bytes, its header says {expected:,}: truncated or damaged")
-    return np.dtype(DTYPE_CODES[code]), sequences, ends
 
 
-def _map_ids(path: Path, dtype: np.dtype) -> np.ndarray:
+def _map_index(path: Path, header: Header) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lengths, pointers and document ends."""
+    index = _map(path, np.dtype(np.uint8))
+    lengths, pointers, ends, end = header.cuts
+    return index[lengths:pointers].view("<i4"), index[pointers:ends].view("<i8"), index[ends:end].view("<i8")
+
+
+def _map(path: Path, dtype: np.dtype) -> np.ndarray:
     try:
-        size = path.stat().st_size
-        if size % dtype.itemsize:
-            raise DataError(f"{path}: {size:,} bytes are no whole number of {dtype.name} ids: truncated")
-        return np.memmap(path, dtype, "r") if size else np.zeros(0, dtype)  # an empty file can't be mapped
+        return np.memmap(path, dtype, "r") if _size(path) else np.zeros(0, dtype)  # an empty file can't be mapped
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
 
@@ -200,14 +204,18 @@ class Dataset:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    @functools.cached_property
+    def reader(self) -> Reader:
+        """Reads sequences of all shards at once."""
+        return Reader(self.shards)
+
     def lengths(self, sequences: np.ndarray) -> np.ndarray:
-        """Tokens of each sequence: int64 [n]."""
-        shard_of, local = self._locate(sequences)
-        lengths = np.empty(len(sequences), np.int64)
-        for k in np.unique(shard_of):
-            mine = shard_of == k
-            lengths[mine] = self.shards[k].lengths[local[mine]]
-        return lengths
+        """Tokens of each sequence: int64 [n].
+
+        Raises:
+            DataError: a damaged index, that points outside the ids.
+        """
+        return self.reader.extents(sequences).lengths
 
     def gather(self, sequences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Read sequences, in the order asked for.
@@ -217,24 +225,9 @@ class Dataset:
             ends: int64 [n + 1], cumulative lengths, 0 first.
 
         Raises:
-            DataError: a damaged index, that points outside the ids.
+            DataError: a damaged index, that points outside the ids, or a file that was cut short since it was opened.
         """
-        shard_of, local = self._locate(sequences)
-        first, lengths = np.empty((2, len(sequences)), np.int64)
-        for k in np.unique(shard_of):
-            mine = shard_of == k
-            first[mine], lengths[mine] = self.shards[k].extents(local[mine])
-        ends = np.concatenate([[0], np.cumsum(lengths)])
-        ids = np.empty(ends[-1], np.int64)
-        for k in np.unique(shard_of):
-            mine = shard_of == k
-            ids[_ranges(ends[:-1][mine], lengths[mine])] = self.shards[k].ids[_ranges(first[mine], lengths[mine])]
-        return ids, ends
-
-    def _locate(self, sequences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Shard and number within the shard of each sequence."""
-        shard_of = np.searchsorted(self.starts, sequences, "right") - 1
-        return shard_of, sequences - self.starts[shard_of]
+        return self.reader.ids(self.reader.extents(sequences))
 
     @property
     def tokens(self) -> int:
@@ -285,19 +278,22 @@ class Dataset:
         return f"{checksum(self.path.with_name(self.path.name + '.idx'))}-{self.tokens}"
 
 
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Concatenation of arange(start, start + length): int64 [sum of lengths]."""
-    skip = starts - np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    return np.repeat(skip, lengths) + np.arange(lengths.sum())
-
-
 def _open_entry(folder: Path, entry: ShardEntry, manifest: Manifest) -> Shard:
     """Open a shard and compare its sizes with the manifest's."""
-    shard = Shard(folder / entry.name)
-    found = (len(shard.lengths), len(shard.document_ends) - 1, shard.ids.size, shard.dtype.name)
-    expected = (entry.sequences, entry.documents, entry.tokens, manifest.dtype)
+    prefix = folder / entry.name
+    idx, bin_ = prefix.with_name(prefix.name + ".idx"), prefix.with_name(prefix.name + ".bin")
+    if entry.folder != "." and not (idx.exists() and bin_.exists()):
+        raise DataError(
+            f"{folder}: refers to {prefix}.bin and .idx, which are not there: moved or removed since the merge. Put "
+            "them back, or merge again (with --copy a dataset holds its shards itself)"
+        )
+    shard = Shard(prefix)
+    sizes = (shard.ids.nbytes, _size(idx))
+    found = (len(shard.lengths), len(shard.document_ends) - 1, shard.ids.size, shard.dtype.name, *sizes)
+    expected = (entry.sequences, entry.documents, entry.tokens, manifest.dtype, entry.bin_bytes, entry.idx_bytes)
     if found != expected:
         raise DataError(
-            f"{folder / entry.name}: (sequences, documents, tokens, dtype) are {found}, the manifest says {expected}"
+            f"{prefix}: (sequences, documents, tokens, dtype, bytes of .bin and .idx) are {found}, the manifest says "
+            f"{expected}"
         )
     return shard

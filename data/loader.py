@@ -4,89 +4,85 @@ A step is planned alike by every rank from sequence lengths alone; then each ran
 whole state of the stream is the number of the step.
 """
 
+import contextlib
 import dataclasses
 import json
 import queue
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import xxhash
 
+from data import keyed
 from data.batching import MicroBatch, deal, positions_within
+from data.corpora import Corpora, Rows
+from data.gather import Extents
 from data.indexed import Dataset
 from data.masking import Masker, MaskingSettings
-from data.order import sequences_at
+from data.order import OrderSettings
 from data.vocabulary import Vocabulary
-from launch.errors import DataError
+from launch.errors import DataError, DilbertError
 
-LAW = 1  # version of the law below: bump it when the same fingerprint would give other sequences or masks
+LAW = 2  # version of the law below: bump it when the same fingerprint would give other sequences or masks
 HELD_OUT_SEED = 0
+_ORDER, _MASKS = range(2)  # independent streams of random numbers
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """All that fixes the stream, beside the dataset."""
+    """All that fixes the stream, beside the corpora."""
 
     train_batch_size: int
     seed: int
     masking: MaskingSettings
+    order: OrderSettings = OrderSettings()
 
 
 class TrainingStream:
-    """Steps 0, 1, 2 ... of `train_batch_size` sequences each, over epoch after epoch of a dataset."""
+    """Steps 0, 1, 2 ... of `train_batch_size` sequences each, over epoch after epoch of the corpora."""
 
-    def __init__(self, dataset: Dataset, vocabulary: Vocabulary, settings: StreamSettings) -> None:
-        self.dataset, self.settings = dataset, settings
-        self.counts = matching_counts(dataset, vocabulary)
-        self.vocabulary = vocabulary
-        self.masker = Masker(settings.masking, vocabulary, self.counts, settings.seed)
+    def __init__(self, corpora: Corpora, vocabulary: Vocabulary, settings: StreamSettings) -> None:
+        self.corpora, self.vocabulary, self.settings = corpora, vocabulary, settings
+        self.counts = corpora.counts(vocabulary)
+        self.packer = Packer(corpora, Masker(settings.masking, vocabulary, self.counts), settings.seed)
+        self.order_keys = [keyed.key(settings.seed, _ORDER, number) for number in range(len(corpora.datasets))]
 
     def micro_batches(self, step: int, rank: int = 0, ranks: int = 1, accumulation: int = 1) -> list[MicroBatch]:
         """The `accumulation` parts of a step that this rank trains on.
 
         Part p = accumulation index x ranks + rank: which sequences a part holds depends on the number of parts
         (ranks x accumulation), never on the rank that it lands on.
-        """
-        size = self.settings.train_batch_size
-        epochs, sequences = sequences_at(step * size, size, len(self.dataset), self.settings.seed)
-        lengths = self.dataset.lengths(sequences)
-        part_of = deal(lengths, ranks * accumulation)
-        tokens, masked = int(lengths.sum()), int(self.masker.draws(epochs, sequences, lengths).sum())
-        return [
-            self._pack(epochs[part_of == part], sequences[part_of == part], step, part, tokens, masked)
-            for part in range(rank, ranks * accumulation, ranks)
-        ]
 
-    def _pack(
-        self, epochs: np.ndarray, sequences: np.ndarray, step: int, part: int, step_tokens: int, step_masked: int
-    ) -> MicroBatch:
-        ids, ends = self.dataset.gather(sequences)
-        check_ids(ids, self.vocabulary, self.dataset)
-        masked, positions, labels = self.masker.mask(ids, ends, epochs, sequences)
-        return MicroBatch(
-            input_ids=masked,
-            positions=positions_within(ends),
-            cu_seqlens=ends.astype(np.int32),
-            max_seqlen=int(np.diff(ends).max()),
-            masked_positions=positions,
-            labels=labels,
-            step=step,
-            part=part,
-            step_tokens=step_tokens,
-            step_masked=max(step_masked, 1),  # a tiny step may draw none; its sum of losses is 0 then
-        )
+        Raises:
+            DataError: damaged data, or whatever else keeps this rank from its data, with step and rank.
+        """
+        with failures_named(f"step {step}, rank {rank}"):
+            plan = self.packer.plan(self.rows(step))
+            part_of = deal(plan.lengths, ranks * accumulation)
+            total = plan.total(step)
+            return [
+                self.packer.pack(plan[part_of == part], part, total)
+                for part in range(rank, ranks * accumulation, ranks)
+            ]
+
+    def rows(self, step: int) -> Rows:
+        """The sequences of a step."""
+        size = self.settings.train_batch_size
+        positions = np.arange(step * size, (step + 1) * size)
+        return self.corpora.rows(positions, self.order_keys, self.settings.order)
 
     def fingerprint(self) -> str:
         """Changes with anything that would change the sequences of some step, or their masks."""
         parts = [
             LAW,
-            len(self.dataset),
-            self.dataset.fingerprint(),
+            self.corpora.identity(),
             dataclasses.asdict(self.settings),
             dataclasses.asdict(self.vocabulary),
             xxhash.xxh3_64_hexdigest(self.counts.tobytes()),
@@ -98,45 +94,95 @@ class HeldOut:
     """A dataset once through, in fixed order with fixed masks (drawn with the *training* counts), to measure on."""
 
     def __init__(self, dataset: Dataset, vocabulary: Vocabulary, masking: MaskingSettings, counts: np.ndarray) -> None:
-        self.dataset, self.vocabulary = dataset, vocabulary
-        self.masker = Masker(masking, vocabulary, counts, HELD_OUT_SEED)
+        self.corpora = Corpora.of(dataset)
+        self.packer = Packer(self.corpora, Masker(masking, vocabulary, counts), HELD_OUT_SEED)
+        self.size = len(dataset)
 
     def micro_batches(self, size: int, rank: int = 0, ranks: int = 1) -> Iterator[MicroBatch]:
         """This rank's share of all sequences, `size` at a time; a rank may have none."""
-        for number, first in enumerate(range(0, len(self.dataset), size)):
+        for number, first in enumerate(range(0, self.size, size)):
             if number % ranks == rank:
-                yield self._pack(np.arange(first, min(first + size, len(self.dataset))))
-
-    def _pack(self, sequences: np.ndarray) -> MicroBatch:
-        ids, ends = self.dataset.gather(sequences)
-        check_ids(ids, self.vocabulary, self.dataset)
-        masked, positions, labels = self.masker.mask(ids, ends, np.zeros_like(sequences), sequences)
-        lengths = np.diff(ends)
-        return MicroBatch(
-            masked, positions_within(ends), ends.astype(np.int32), int(lengths.max()), positions, labels,
-            step=0, part=0, step_tokens=1, step_masked=1,
-        )  # fmt: skip
+                sequences = np.arange(first, min(first + size, self.size))
+                rows = Rows(np.zeros_like(sequences), np.zeros_like(sequences), sequences)
+                yield self.packer.pack(self.packer.plan(rows), part=0, total=Total(0, 1, 1))
 
 
-def matching_counts(dataset: Dataset, vocabulary: Vocabulary) -> np.ndarray:
-    """The dataset's token counts, over this vocabulary.
+@dataclass(frozen=True)
+class Total:
+    """A step, and its tokens over all parts: real ones, and those to predict."""
 
-    Raises:
-        DataError: not counted, or counted over a larger vocabulary.
+    step: int
+    tokens: int
+    masked: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of sequences before they are read.
+
+    Attributes:
+        extents: where they are.
+        keys: uint64 [n], random bits of each.
+        draws: int64 [n], tokens to predict in each.
     """
-    counts = dataset.counts()
-    if counts.size > vocabulary.size:
-        raise DataError(f"{dataset.path}: counts {counts.size:,} token ids, the model knows {vocabulary.size:,}")
-    return np.pad(counts, (0, vocabulary.size - counts.size))
+
+    extents: Extents
+    keys: np.ndarray
+    draws: np.ndarray
+
+    def __getitem__(self, chosen: np.ndarray) -> "Plan":
+        return Plan(self.extents[chosen], self.keys[chosen], self.draws[chosen])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence: int64 [n]."""
+        return self.extents.lengths
+
+    def total(self, step: int) -> Total:
+        """Over all sequences. A tiny step may draw none; its sum of losses is 0 then, whatever divides it."""
+        return Total(step, int(self.lengths.sum()), max(int(self.draws.sum()), 1))
 
 
-def check_ids(ids: np.ndarray, vocabulary: Vocabulary, dataset: Dataset) -> None:
-    """Raise DataError for an id outside the vocabulary: on a GPU it would end in a crash that names nothing."""
-    if ids.size and not 0 <= ids.min() <= ids.max() < vocabulary.size:
-        raise DataError(
-            f"{dataset.path}: holds token id {ids.max() if ids.max() >= vocabulary.size else ids.min()}, outside the "
-            f"vocabulary of {vocabulary.size:,}: damaged (`python -m data.describe {dataset.path} --verify`)"
+class Packer:
+    """Reads, masks and packs sequences."""
+
+    def __init__(self, corpora: Corpora, masker: Masker, seed: int) -> None:
+        self.corpora, self.masker, self.key = corpora, masker, keyed.key(seed, _MASKS)
+
+    def plan(self, rows: Rows) -> Plan:
+        """Of sequences in the order of the stream."""
+        extents, keys = self.corpora.extents(rows), rows.keys(self.key)
+        return Plan(extents, keys, self.masker.draws(keys, extents.lengths))
+
+    def pack(self, plan: Plan, part: int, total: Total) -> MicroBatch:
+        """The micro-batch of some of them."""
+        ids, ends = self.corpora.read(plan.extents, self.masker.vocabulary)
+        masked, positions, labels = self.masker.mask(ids, ends, plan.keys, plan.draws)
+        return MicroBatch(
+            input_ids=masked,
+            positions=positions_within(ends),
+            cu_seqlens=ends.astype(np.int32),
+            max_seqlen=int(plan.lengths.max()),
+            masked_positions=positions,
+            labels=labels,
+            step=total.step,
+            part=part,
+            step_tokens=total.tokens,
+            step_masked=total.masked,
         )
+
+
+@contextlib.contextmanager
+def failures_named(place: str) -> Iterator[None]:
+    """What fails inside, and is no error with an exit code of its own, becomes one of data that says where and why."""
+    try:
+        yield
+    except DilbertError:
+        raise
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        why = f"{type(error).__name__}: {error} ({Path(line.filename).name}, line {line.lineno})"
+        raise DataError(f"the data of {place} can't be had: {why}") from error
 
 
 def prefetch(make: Callable[[int], T], steps: Iterable[int], depth: int = 2) -> Iterator[T]:

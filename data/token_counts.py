@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from data import compiled
 from data.indexed import Dataset, Shard
 from data.manifest import file_entry
 from launch import commit, progress
 from launch.args import parse, positional
 from launch.errors import DataError, run
 
-PIECE = 1 << 22  # ids counted at once: bincount converts its input to int64
+PIECE = 1 << 22  # ids counted at once: numpy's form converts its input to int64
 MAX_IDS = 1 << 24  # where no vocabulary is recorded: a larger id is damage, and counting up to it takes gigabytes
 
 
@@ -40,15 +41,28 @@ def count_tokens(dataset: Dataset) -> np.ndarray:
         for shard in dataset.shards:
             for start in range(0, shard.ids.size, PIECE):
                 piece = shard.ids[start : start + PIECE]
-                _check_range(piece, size, shard)
-                seen = np.bincount(piece, minlength=counts.size)
-                counts = np.pad(counts, (0, seen.size - counts.size)) + seen
+                seen = _occurrences(piece, size, shard)
+                counts = np.pad(counts, (0, max(seen.size - counts.size, 0)))
+                counts[: seen.size] += seen
                 bar.update(piece.size)
     return counts
 
 
-def _check_range(ids: np.ndarray, size: int, shard: Shard) -> None:
-    low, high = int(ids.min()), int(ids.max())
+def _occurrences(ids: np.ndarray, size: int, shard: Shard) -> np.ndarray:
+    """Of each id in a piece of a shard: int64 [largest id + 1]."""
+    operations = compiled.operations("gather")
+    if not operations or ids.dtype != np.uint16:
+        _check_range(int(ids.min()), int(ids.max()), size, shard)
+        return np.bincount(ids)
+    seen = np.zeros(1 << 16, np.int64)
+    if operations("count", ids, ids.size, seen) < 0:
+        raise DataError(f"{shard.prefix}.bin: was cut short while it was read")
+    largest = int(np.flatnonzero(seen)[-1])
+    _check_range(0, largest, size, shard)
+    return seen[: largest + 1]
+
+
+def _check_range(low: int, high: int, size: int, shard: Shard) -> None:
     if low < 0:
         raise DataError(f"{shard.prefix}.bin: holds the negative token id {low}")
     if high >= (size or MAX_IDS):

@@ -7,15 +7,16 @@ ranks and for any batch size; models are compared on the same masked words.
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from data.corpora import Corpora
 from data.indexed import Dataset
-from data.loader import HeldOut, matching_counts
+from data.loader import HeldOut
 from data.masking import MaskingSettings
 from data.tokenizer import has_tokenizer, load_tokenizer, tokenizer_hash, vocabulary_of
 from data.vocabulary import Vocabulary
@@ -35,8 +36,8 @@ class Arguments:
     model: str = flag(help="model folder or hub name", metavar="NAME")
     data: Path = flag(help="held-out dataset", metavar="DATASET")
     teacher: str | None = flag(None, "model to compare with", "NAME")
-    train_data: Path | None = flag(
-        None, "dataset whose token counts draw the masks (default: the held-out one)", "DATASET"
+    train_data: tuple[str, ...] | None = flag(
+        None, "what was trained on, as in its --data: its token counts draw the masks (default: --data)", "DATASET"
     )
     batch_size: int = flag(16, "sequences at once; the figures do not depend on it")
     json: Path | None = flag(None, "write the figures there, too", "FILE")
@@ -56,18 +57,19 @@ def held_out(distiller: Distiller, data: HeldOut, size: int) -> dict[str, float]
     return held_out_figures(total, distiller)
 
 
-def vocabulary_for(dataset: Dataset, *names: str | None) -> Vocabulary:
-    """The dataset's vocabulary; of a bare Megatron pair, the vocabulary of the first model that brings a tokenizer.
+def vocabulary_for(datasets: Sequence[Dataset], *names: str | None) -> Vocabulary:
+    """The first dataset's vocabulary that knows it; of bare Megatron pairs, that of the first model with a tokenizer.
 
     Raises:
         DataError: nobody knows which ids are special.
     """
-    if dataset.vocabulary:
-        return dataset.vocabulary
+    for dataset in datasets:
+        if dataset.vocabulary:
+            return dataset.vocabulary
     for name in names:
         if name and has_tokenizer(hub.fetch(name, hub.TOKENIZER_FILES)):
             return vocabulary_of(load_tokenizer(name))
-    raise DataError(f"{dataset.path}: a bare Megatron pair needs a model with a tokenizer: which ids are special?")
+    raise DataError(f"{datasets[0].path}: a bare Megatron pair needs a model with a tokenizer: which ids are special?")
 
 
 def shape_of(name: str, model: DilBertForMaskedLM) -> Shape:
@@ -86,7 +88,7 @@ def check_together(
     """Vocabulary, tokenizer, width and positions agree, or ConfigError says what to do.
 
     Args:
-        datasets: the first gave the vocabulary; None is passed over.
+        datasets: one of them gave the vocabulary; None is passed over.
         models: names and models, the student first; None is passed over.
         needs_width: hidden states are compared, too.
     """
@@ -104,11 +106,11 @@ def main() -> None:
     logging.basicConfig(format="%(message)s")
     arguments, masking = parse("Held-out figures of a model.", Arguments, MaskingSettings, prog="launch.evaluate")
     dataset = Dataset.open(arguments.data)
-    vocabulary = vocabulary_for(dataset, arguments.model, arguments.teacher)
+    vocabulary = vocabulary_for((dataset,), arguments.model, arguments.teacher)
     model = DilBertForMaskedLM.from_pretrained(arguments.model)
     teacher = DilBertForMaskedLM.from_pretrained(arguments.teacher) if arguments.teacher else None
     check_together((dataset,), vocabulary, ((arguments.model, model), (arguments.teacher, teacher)), needs_width=True)
-    counts = matching_counts(Dataset.open(arguments.train_data or arguments.data), vocabulary)
+    counts = Corpora.open(arguments.train_data or (str(arguments.data),)).counts(vocabulary)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     distiller = Distiller(model.to(device), teacher.to(device) if teacher else None, Objective())
     figures = held_out(distiller, HeldOut(dataset, vocabulary, masking, counts), arguments.batch_size)

@@ -22,11 +22,21 @@ class Length:
         given = (self.max_steps is not None) + (self.epochs is not None)
         require(given == 1, "max_steps", self.max_steps, "give either --max-steps or --epochs")
 
-    def steps(self, sequences: int, batch: int) -> int:
-        """Steps of the whole run."""
+    def steps(self, sequences: int | None, batch: int) -> int:
+        """Steps of the whole run.
+
+        Args:
+            sequences: of an epoch; None where several corpora have one each.
+
+        Raises:
+            ConfigError: epochs of several corpora.
+        """
         if self.max_steps is not None:
             return self.max_steps
         assert self.epochs is not None
+        rule = "several corpora with weights have no common epoch; give --max-steps"
+        require(sequences is not None, "epochs", self.epochs, rule)
+        assert sequences is not None
         return math.ceil(self.epochs * sequences / batch)
 
     def warmup(self, steps: int) -> int:

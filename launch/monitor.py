@@ -7,10 +7,10 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,8 @@ from launch.distributed import World
 from launch.errors import NonFiniteError
 
 LOG = "log.jsonl"
+
+T = TypeVar("T")
 
 
 class Meter:
@@ -36,7 +38,20 @@ class Meter:
         self.sums = torch.zeros(len(names), dtype=torch.float64, device=device)
         self.tokens = 0
         self.steps = 0
+        self.waited = 0.0
         self.since = time.perf_counter()
+
+    def waiting(self, items: Iterable[T]) -> Iterator[T]:
+        """The items; the time until each is there counts as waiting for data."""
+        iterator = iter(items)
+        while True:
+            start = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - start
+            yield item
 
     def add(self, terms: torch.Tensor, tokens: int) -> None:
         """One micro-batch: its share of the step's losses, and its real tokens."""
@@ -48,18 +63,20 @@ class Meter:
         self.steps += 1
 
     def read(self) -> dict[str, float]:
-        """Mean losses per step over all ranks, rate and step time since the last reading; starts anew."""
-        packed = torch.cat([self.sums, self.sums.new_tensor([self.tokens])])
+        """Since the last reading: mean losses over all ranks, rate, step time, share of it spent waiting for data."""
+        packed = torch.cat([self.sums, self.sums.new_tensor([self.tokens, self.waited])])
         dist.all_reduce(packed)
-        *sums, tokens = packed.tolist()  # waits for the device: all work since the last reading is done
+        *sums, tokens, waited = packed.tolist()  # waits for the device: all work since the last reading is done
         now = time.perf_counter()
         seconds = now - self.since
         steps = max(self.steps, 1)
         figures = {name: value / steps for name, value in zip(self.names, sums, strict=True) if name in self.shown}
         figures["tokens_per_second"] = tokens / max(seconds, 1e-9)
         figures["seconds_per_step"] = seconds / steps
+        figures["data_wait"] = waited / dist.get_world_size() / max(seconds, 1e-9)
         self.sums.zero_()
         self.tokens = self.steps = 0
+        self.waited = 0.0
         self.since = now
         return figures
 
@@ -144,7 +161,8 @@ class Monitor:
             f"step {step:>{len(str(self.max_steps))}}/{self.max_steps} | "
             + " | ".join(f"{name} {figures[name]:.4f}" for name in figures if name.startswith("loss"))
             + f" | lr {figures['lr']:.3e} | grad {figures['grad_norm']:.3f}"
-            + f" | {figures['tokens_per_second']:,.0f} tok/s | eta {duration(left)}"
+            + f" | {figures['tokens_per_second']:,.0f} tok/s | data wait {figures['data_wait']:.1%}"
+            + f" | eta {duration(left)}"
         )
         if not math.isfinite(figures["loss"]):
             raise NonFiniteError(f"step {step}: the loss is {figures['loss']}; the last checkpoint is kept")

@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from data.corpora import Corpora
 from data.indexed import Dataset
-from data.loader import HeldOut, matching_counts
+from data.loader import HeldOut
 from data.masking import MaskingSettings
 from launch.args import flag, parse
 from launch.errors import run
@@ -72,8 +73,8 @@ def table(rows: list[tuple[str, ...]]) -> str:
 def figures(arguments: Arguments) -> list[tuple[str, ...]]:
     """Parameters and held-out figures of teacher, student before and student after."""
     dataset = Dataset.open(arguments.data)
-    vocabulary = vocabulary_for(dataset, arguments.teacher)
-    counts = matching_counts(Dataset.open(arguments.train_data), vocabulary)
+    vocabulary = vocabulary_for((dataset,), arguments.teacher)
+    counts = Corpora.open((str(arguments.train_data),)).counts(vocabulary)
     data = HeldOut(dataset, vocabulary, masking_of(arguments.run), counts)
     teacher = DilBertForMaskedLM.from_pretrained(arguments.teacher)
     rows: list[tuple[str, ...]] = [("", "parameters", "held-out MLM loss", "masked words right", "agrees with teacher")]

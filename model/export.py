@@ -118,11 +118,12 @@ def model_card(folder: RunFolder, record: dict[str, Any], source: checkpoint.Che
     flags, environment = record["flags"], folder.read("environment.json")
     figures = last_figures(folder.path / LOG, source.step)
     teacher = flags.get("teacher")
+    data = ", ".join(f"`{Path(name).name}`" for name in flags["data"])
     how = f"distilled from `{Path(teacher).name if Path(teacher).is_dir() else teacher}`" if teacher else "pre-trained"
     rows = {
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "steps": f"{source.step:,}",
-        "data": f"`{Path(flags['data']).name}` (fingerprint {record['fingerprint']})",
+        "data": f"{data} (fingerprint {record['fingerprint']})",
         **{name: f"{value:.4f}" for name, value in figures.items()},
         "made with": ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items()),
         "code": f"commit {environment['git_commit']}" if environment.get("git_commit") else "unknown commit",

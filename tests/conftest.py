@@ -14,7 +14,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 
-from data import binarize
+from data import binarize, compiled
 from data.indexed import Dataset
 from data.manifest import CleaningRules
 from data.tokenizer import load_tokenizer
@@ -84,6 +84,16 @@ def dataset_folder(tmp_path_factory: pytest.TempPathFactory, texts: tuple[Path, 
 @pytest.fixture(scope="session")
 def dataset(dataset_folder: Path) -> Dataset:
     return Dataset.open(dataset_folder)
+
+
+@pytest.fixture(params=["C++", "numpy"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The test runs twice: with the compiled operations of `data`, and with their numpy forms."""
+    if request.param == "numpy":
+        monkeypatch.setattr(compiled, "operations", lambda name: None)
+    elif not compiled.operations("stream"):
+        pytest.skip("no C++ compiler: only the numpy forms can run")
+    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ def config_file(
     return path
 
 
-def flags(config: Path, data: Path, models: tuple[Path | None, Path], output: Path, *more: str) -> list[str]:
+def flags(config: Path, data: Path | str, models: tuple[Path | None, Path], output: Path, *more: str) -> list[str]:
     """Arguments of train_dilbert.py that log every step."""
     teacher, student = models
     words = ["--deepspeed_config", str(config), "--data", str(data), "--student", str(student), "--output", str(output)]

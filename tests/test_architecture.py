@@ -80,7 +80,8 @@ FLAGS = [
     "--alpha-ce", "--alpha-cos", "--alpha-mlm", "--alpha-mse", "--allow-change", "--checkpoint-interval", "--data",
     "--deepspeed", "--deepspeed-config", "--epochs", "--eval-interval", "--freeze-pos-embs", "--fresh", "--help",
     "--local-rank", "--log-interval", "--max-steps", "--mlm-mask-prop", "--mlm-smoothing", "--no-deepspeed",
-    "--no-freeze-pos-embs", "--no-fresh", "--no-restrict-ce-to-mask", "--output", "--restrict-ce-to-mask",
+    "--no-freeze-pos-embs", "--no-fresh", "--no-restrict-ce-to-mask", "--order", "--order-block", "--order-window",
+    "--output", "--restrict-ce-to-mask",
     "--seed", "--stop-at-step", "--student", "--teacher", "--temperature", "--valid-data", "--warmup-steps",
     "--word-keep", "--word-mask", "--word-rand",
 ]  # fmt: skip

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.batching import MicroBatch, deal, positions_within
+from data.batching import MicroBatch, _deal_in_python, deal, positions_within
+
+pytestmark = pytest.mark.usefixtures("form")
 
 
 def loads(lengths: np.ndarray, parts: int) -> np.ndarray:
@@ -56,9 +58,19 @@ def test_within_grahams_bound_of_the_best_deal(lengths: list[int], parts: int) -
     assert loads(np.asarray(lengths), parts).max() <= (4 / 3 - 1 / (3 * parts)) * best + 1e-9
 
 
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(1, 9), max_size=300), parts=st.integers(1, 40))
+def test_both_forms_deal_alike(lengths: list[int], parts: int) -> None:
+    """Few different lengths, so that nearly every choice is a tie."""
+    array = np.asarray(lengths, np.int64)
+    order = np.argsort(-array, kind="stable")
+    assert deal(array, parts).tolist() == _deal_in_python(array, order, parts).tolist()
+
+
 def test_positions_restart_in_each_sequence() -> None:
     assert positions_within(np.asarray([0, 3, 4, 6])).tolist() == [0, 1, 2, 0, 0, 1]
     assert positions_within(np.asarray([0])).tolist() == []
+    assert positions_within(np.asarray([0, 3])).dtype == np.int64
 
 
 def test_a_micro_batch_counts_its_real_tokens() -> None:

@@ -92,7 +92,7 @@ def test_mpi_ranks(undisturbed, long_texts, tokenizer_folder, tmp_path: Path, ra
 
 
 def test_mpi_goes_on_where_processes_were_killed(undisturbed, long_texts, tokenizer_folder, tmp_path: Path) -> None:
-    complete = kill_after(0.1, command(long_texts, tokenizer_folder, tmp_path / "out", "--workers", "2"), tmp_path)
+    complete = kill_after(0, command(long_texts, tokenizer_folder, tmp_path / "out", "--workers", "2"), tmp_path)
     done = mpirun(2, command(long_texts, tokenizer_folder, tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert (f"going on: {complete} of 13" in done.stdout) == (0 < complete < 13)
@@ -276,7 +276,7 @@ def test_compressed_files_and_standard_input(undisturbed, long_texts, tokenizer_
     assert ids(made["1"]) == ids(undisturbed)
     (tmp_path / "k").mkdir()
     line = command(packed, tokenizer_folder, tmp_path / "k" / "out", "--workers", "1")
-    kill_after(0.2, line, tmp_path / "k")
+    kill_after(0.05, line, tmp_path / "k")
     if not (tmp_path / "k" / "out").exists():
         assert run(line).returncode == 0
     assert content_of(tmp_path / "k" / "out") == made["1"]

@@ -9,8 +9,11 @@ import pytest
 import torch
 from jobs import make_models
 
-from data.loader import HeldOut, matching_counts
+from data.corpora import matching_counts
+from data.indexed import Dataset, ShardWriter
+from data.loader import HeldOut
 from data.masking import MaskingSettings
+from data.token_counts import write_counts
 from launch import evaluate
 from launch.errors import DataError
 from model.pretrained import DilBertForMaskedLM
@@ -56,6 +59,21 @@ def test_a_teacher_agrees_with_itself(models, dataset_folder, tmp_path, monkeypa
     assert figures["agreement"] == 1.0
     assert figures["loss_ce"] == pytest.approx(0.0, abs=1e-6)
     assert figures["loss_cos"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_masks_are_drawn_with_the_counts_of_what_was_trained_on(models, dataset_folder, tmp_path, monkeypatch):
+    found = []
+    for name, train_data in (("one", [dataset_folder]), ("two", [f"{dataset_folder}:3", f"{tmp_path / 'pair'}:1"])):
+        if name == "two":
+            with ShardWriter(tmp_path / "pair", np.dtype(np.uint16)) as writer:  # of one word that is rare in the other
+                writer.add(np.full(10_000, 40), np.asarray([10_000]), np.asarray([1]))
+                writer.close()
+            write_counts(Dataset.open(tmp_path / "pair"))
+        run(monkeypatch, "--model", models[1], "--data", dataset_folder, "--train-data", *train_data,
+            "--json", tmp_path / name)  # fmt: skip
+        found.append(json.loads((tmp_path / name).read_text())["loss_mlm"])
+    run(monkeypatch, "--model", models[1], "--data", dataset_folder, "--json", tmp_path / "default")
+    assert found[0] == json.loads((tmp_path / "default").read_text())["loss_mlm"] != found[1]
 
 
 def test_a_bare_megatron_pair(models, dataset, dataset_folder, tmp_path, monkeypatch):

@@ -20,6 +20,12 @@ def test_steps(length, expected):
     assert length.steps(sequences=230, batch=30) == expected
 
 
+def test_several_corpora_have_no_common_epoch():
+    assert Length(max_steps=7).steps(sequences=None, batch=30) == 7
+    with pytest.raises(ConfigError, match=r"--epochs 2: several corpora with weights .* give --max-steps"):
+        Length(epochs=2).steps(sequences=None, batch=30)
+
+
 def test_warmup():
     assert Length(max_steps=1000).warmup(1000) == 50
     assert Length(max_steps=3).warmup(3) == 1

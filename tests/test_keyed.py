@@ -49,6 +49,12 @@ def test_key_is_a_chain_of_mixes() -> None:
     assert int(keyed.key(11, 0, -3)) == state
 
 
+def test_keys_of_rows_are_the_keys_of_their_numbers() -> None:
+    columns = np.asarray([[0, 1, 2], [7, 0, 2**62], [5, 5, 5]])
+    assert keyed.keys(keyed.key(42), *columns).tolist() == [int(keyed.key(42, *row)) for row in columns.T]
+    assert keyed.keys(keyed.key(1), columns).shape == columns.shape
+
+
 def test_golden_keys() -> None:
     """A change here gives every run other sequences and masks: bump `LAW` in data.loader with it."""
     found = [int(keyed.key(*parts)) for parts in [(0,), (1,), (0, 0), (1, 2), (2, 1), (42, 4, 7)]]

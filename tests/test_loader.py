@@ -5,25 +5,30 @@ import itertools
 import shutil
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from conftest import VOCABULARY
+from sparse_corpus import LENGTH, make_readable, write_corpus
 
-from data import loader
+from data import compiled, keyed, loader
 from data.batching import MicroBatch
+from data.corpora import Corpora, Rows, matching_counts
 from data.indexed import Dataset, ShardWriter
-from data.loader import HeldOut, StreamSettings, TrainingStream, matching_counts, prefetch
+from data.loader import HeldOut, StreamSettings, Total, TrainingStream, prefetch
 from data.masking import MaskingSettings
-from data.order import sequences_at
+from data.order import OrderSettings, sequences_at
 from data.token_counts import write_counts
 from data.vocabulary import Vocabulary
 from launch.errors import DataError
 
 SETTINGS = StreamSettings(train_batch_size=32, seed=5, masking=MaskingSettings())
+GOLDEN_STEP = (2, "f763129591dc3e4c")
 CUTS = [(1, 1), (2, 1), (1, 2), (4, 1), (2, 2), (1, 4), (4, 2), (3, 5), (1, 32)]
 
 Sequence = tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...]]
@@ -37,7 +42,7 @@ def vocabulary(dataset: Dataset) -> Vocabulary:
 
 @pytest.fixture(scope="module")
 def stream(dataset: Dataset, vocabulary: Vocabulary) -> TrainingStream:
-    return TrainingStream(dataset, vocabulary, SETTINGS)
+    return TrainingStream(Corpora.of(dataset), vocabulary, SETTINGS)
 
 
 def unpack(batch: MicroBatch) -> list[Sequence]:
@@ -97,7 +102,7 @@ def test_a_rank_takes_every_ranks_th_part(stream: TrainingStream) -> None:
 def test_the_sequences_of_a_step_by_the_law(stream: TrainingStream, dataset: Dataset) -> None:
     """Positions kB to (k + 1)B - 1 of the endless stream."""
     for step in (0, 7, 100):
-        _, numbers = sequences_at(step * 32, 32, 230, seed=5)
+        _, numbers = sequences_at(np.arange(step * 32, step * 32 + 32), 230, keyed.key(5, 0, 0))
         (batch,) = stream.micro_batches(step)
         assert Counter(whole for whole, _, _ in unpack(batch)) == originals(dataset, numbers)
 
@@ -105,7 +110,7 @@ def test_the_sequences_of_a_step_by_the_law(stream: TrainingStream, dataset: Dat
 @pytest.mark.parametrize(("batch_size", "steps"), [(32, 115), (230, 3), (500, 23), (1, 230)])
 def test_each_sequence_once_an_epoch(dataset: Dataset, vocabulary: Vocabulary, batch_size: int, steps: int) -> None:
     """Also where the batch doesn't divide the epoch, and where it holds more than one."""
-    stream = TrainingStream(dataset, vocabulary, dataclasses.replace(SETTINGS, train_batch_size=batch_size))
+    stream = TrainingStream(Corpora.of(dataset), vocabulary, dataclasses.replace(SETTINGS, train_batch_size=batch_size))
     seen: Counter = Counter()
     for step in range(steps):
         seen.update(whole for whole, _, _ in unpack(stream.micro_batches(step)[0]))
@@ -125,7 +130,7 @@ def test_the_next_epoch_has_other_masks(stream: TrainingStream) -> None:
 def test_the_step_is_the_whole_state(dataset_folder: Path, vocabulary: Vocabulary, stream: TrainingStream) -> None:
     for _ in range(3):
         stream.micro_batches(4)
-    fresh = TrainingStream(Dataset.open(dataset_folder), vocabulary, SETTINGS)
+    fresh = TrainingStream(Corpora.of(Dataset.open(dataset_folder)), vocabulary, SETTINGS)
     assert unpack(fresh.micro_batches(9)[0]) == unpack(stream.micro_batches(9)[0])
 
 
@@ -150,7 +155,7 @@ def test_parts_are_balanced(stream: TrainingStream) -> None:
 
 def test_a_step_that_draws_nothing_can_be_divided_by(dataset: Dataset, vocabulary: Vocabulary) -> None:
     settings = StreamSettings(1, 0, MaskingSettings(mlm_mask_prop=1e-9))
-    (batch,) = TrainingStream(dataset, vocabulary, settings).micro_batches(0)
+    (batch,) = TrainingStream(Corpora.of(dataset), vocabulary, settings).micro_batches(0)
     assert (batch.labels.size, batch.step_masked) == (0, 1)
 
 
@@ -162,10 +167,111 @@ def test_a_bare_pair_trains_too(tmp_path: Path, dataset: Dataset, vocabulary: Vo
         writer.close()
     pair = Dataset.open(tmp_path / "pair")
     with pytest.raises(DataError, match=r"python -m data\.token_counts"):
-        TrainingStream(pair, vocabulary, SETTINGS)
+        TrainingStream(Corpora.of(pair), vocabulary, SETTINGS)
     write_counts(pair)
-    ours = TrainingStream(dataset, vocabulary, SETTINGS).micro_batches(3)
-    assert content(TrainingStream(pair, vocabulary, SETTINGS).micro_batches(3)) == content(ours)
+    ours = TrainingStream(Corpora.of(dataset), vocabulary, SETTINGS).micro_batches(3)
+    assert content(TrainingStream(Corpora.of(pair), vocabulary, SETTINGS).micro_batches(3)) == content(ours)
+
+
+@pytest.mark.parametrize("order", [OrderSettings(), OrderSettings("blocks", order_block=16, order_window=4)])
+def test_the_same_with_and_without_a_compiler(dataset, vocabulary, monkeypatch, order: OrderSettings) -> None:
+    stream = TrainingStream(Corpora.of(dataset), vocabulary, dataclasses.replace(SETTINGS, order=order))
+    fast = {step: parts_of(stream, step, 2, 2) for step in (0, 7, 10**9)}
+    monkeypatch.setattr(compiled, "operations", lambda name: None)
+    for step, batches in fast.items():
+        for one, other in zip(batches, parts_of(stream, step, 2, 2), strict=True):
+            for field in dataclasses.fields(MicroBatch):
+                assert np.array_equal(getattr(one, field.name), getattr(other, field.name)), field.name
+
+
+@pytest.mark.usefixtures("form")
+def test_golden_step(stream: TrainingStream) -> None:
+    """A change here gives every run other sequences or masks: bump `LAW` in data.loader with it."""
+    digest = xxhash.xxh3_64()
+    for batch in parts_of(stream, 7, 2, 2):
+        for array in (batch.input_ids, batch.cu_seqlens, batch.masked_positions, batch.labels):
+            digest.update(array.tobytes())
+    assert (loader.LAW, digest.hexdigest()) == GOLDEN_STEP
+
+
+def test_a_huge_corpus_costs_no_more_than_a_small_one(tmp_path: Path, dataset: Dataset, vocabulary: Vocabulary) -> None:
+    """A hundred million sequences in sparse files, at a late step; what is not there reads as damage."""
+    folder, late = write_corpus(tmp_path / "huge", dataset, 10**8), 10**9
+    tracemalloc.start()
+    stream = TrainingStream(Corpora.open((str(folder),)), vocabulary, SETTINGS)
+    stream.fingerprint()
+    make_readable(folder, stream.rows(late).sequences, 10**8, dataset.shards[0].dtype)
+    (batch,) = stream.micro_batches(late)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (batch.tokens, batch.cu_seqlens.size) == (32 * LENGTH, 33)
+    assert peak < 10_000_000
+    with pytest.raises(DataError, match="has 0 tokens"):
+        stream.micro_batches(late + 1)
+
+
+# --- several corpora ---
+
+
+@pytest.fixture(scope="module")
+def mixed(dataset_folder: Path, vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory) -> TrainingStream:
+    """Three quarters of the stream are the dataset's 230 sequences, one is a copy of its last 50, as a bare pair."""
+    dataset, prefix = Dataset.open(dataset_folder), tmp_path_factory.mktemp("pair") / "copy"
+    ids, ends = dataset.gather(np.arange(180, 230))
+    with ShardWriter(prefix, np.dtype(np.int32)) as writer:
+        writer.add(ids, np.diff(ends), np.ones(50, np.int64))
+        writer.close()
+    write_counts(Dataset.open(prefix))
+    return TrainingStream(Corpora.open((f"{dataset_folder}:3", f"{prefix}:1")), vocabulary, SETTINGS)
+
+
+@pytest.mark.parametrize(("ranks", "accumulation"), CUTS)
+@pytest.mark.parametrize("step", [0, 7, 10**9])
+def test_a_mixed_step_is_the_same_however_it_is_cut(mixed, ranks: int, accumulation: int, step: int) -> None:
+    (whole,) = mixed.micro_batches(step)
+    parts = parts_of(mixed, step, ranks, accumulation)
+    assert content(parts) == content([whole])
+    assert {(b.step_tokens, b.step_masked) for b in parts} == {(whole.tokens, whole.labels.size)}
+    assert whole.cu_seqlens.size == 33
+
+
+def test_each_corpus_has_its_share_and_its_own_epochs(mixed: TrainingStream, dataset: Dataset) -> None:
+    """115 steps of 32 are 2,760 of the first corpus, 12 epochs, and 920 of the second, 18 epochs and 20 sequences."""
+    seen: Counter = Counter()
+    for step in range(115):
+        seen.update(whole for whole, _, _ in unpack(mixed.micro_batches(step)[0]))
+    first, second = originals(dataset, range(180)), originals(dataset, range(180, 230))
+    assert sum(seen.values()) == 115 * 32
+    for ids, times in first.items():
+        assert second[ids] or seen[ids] == 12 * times
+    for ids, times in second.items():
+        assert first[ids] or 30 * times <= seen[ids] <= 31 * times
+
+
+def test_corpora_of_equal_content_have_masks_of_their_own(mixed: TrainingStream) -> None:
+    packer, columns = mixed.packer, np.arange(50)
+    zeros = np.zeros(50, np.int64)
+    one, other = (
+        packer.pack(packer.plan(Rows(zeros + corpus, zeros, columns + first)), 0, Total(0, 1, 1))
+        for corpus, first in ((0, 180), (1, 0))
+    )
+    assert [whole for whole, _, _ in unpack(one)] == [whole for whole, _, _ in unpack(other)]
+    same = [a == b for a, b in zip(unpack(one), unpack(other), strict=True)]
+    assert sum(same) < 10
+
+
+def test_a_weight_alone_changes_nothing(dataset_folder: Path, vocabulary: Vocabulary, stream: TrainingStream) -> None:
+    weighted = TrainingStream(Corpora.open((f"{dataset_folder}:0.7",)), vocabulary, SETTINGS)
+    assert weighted.fingerprint() == stream.fingerprint()
+    assert unpack(weighted.micro_batches(3)[0]) == unpack(stream.micro_batches(3)[0])
+
+
+def test_the_fingerprint_changes_with_the_shares(mixed: TrainingStream, vocabulary: Vocabulary, stream) -> None:
+    a, b = (str(dataset.path) for dataset in mixed.corpora.datasets)
+    words = [(f"{a}:3", f"{b}:1"), (f"{a}:3.001", f"{b}:1"), (f"{b}:1", f"{a}:3"), (f"{b}:1",)]
+    prints = [TrainingStream(Corpora.open(pair), vocabulary, SETTINGS).fingerprint() for pair in words]
+    assert prints[0] == mixed.fingerprint()
+    assert len({*prints, stream.fingerprint()}) == 5
 
 
 # --- the fingerprint ---
@@ -179,6 +285,8 @@ def changed_settings() -> list[StreamSettings]:
     return [
         dataclasses.replace(SETTINGS, seed=6),
         dataclasses.replace(SETTINGS, train_batch_size=33),
+        dataclasses.replace(SETTINGS, order=OrderSettings("blocks")),
+        dataclasses.replace(SETTINGS, order=OrderSettings("blocks", order_block=16)),
         *(dataclasses.replace(SETTINGS, masking=MaskingSettings(**change)) for change in masking),
     ]
 
@@ -186,28 +294,32 @@ def changed_settings() -> list[StreamSettings]:
 def test_the_fingerprint_changes_with_every_ingredient(
     dataset_folder: Path, vocabulary: Vocabulary, stream: TrainingStream, tmp_path: Path, monkeypatch
 ) -> None:
-    dataset = stream.dataset
+    (dataset,) = stream.corpora.datasets
     prints = [stream.fingerprint()]
-    prints += [TrainingStream(dataset, vocabulary, settings).fingerprint() for settings in changed_settings()]
+    prints += [
+        TrainingStream(Corpora.of(dataset), vocabulary, settings).fingerprint() for settings in changed_settings()
+    ]
     for changes in ({"size": 100}, {"mask_id": 3}, {"special_ids": (0, 1, 2, 3, 4, 5)}, {"tokenizer_hash": "other"}):
-        prints.append(TrainingStream(dataset, dataclasses.replace(vocabulary, **changes), SETTINGS).fingerprint())
+        prints.append(
+            TrainingStream(Corpora.of(dataset), dataclasses.replace(vocabulary, **changes), SETTINGS).fingerprint()
+        )
     folder = shutil.copytree(dataset_folder, tmp_path / "other counts")
     counts = np.load(folder / "counts.npy")
     counts[[5, 6]] += [1, -1]
     np.save(folder / "counts.npy", counts)
-    prints.append(TrainingStream(Dataset.open(folder), vocabulary, SETTINGS).fingerprint())
+    prints.append(TrainingStream(Corpora.of(Dataset.open(folder)), vocabulary, SETTINGS).fingerprint())
     folder = shutil.copytree(dataset_folder, tmp_path / "other order")
     assert dataset.manifest
     dataclasses.replace(dataset.manifest, shards=dataset.manifest.shards[::-1]).write(folder)
-    prints.append(TrainingStream(Dataset.open(folder), vocabulary, SETTINGS).fingerprint())
-    monkeypatch.setattr(loader, "LAW", 2)
+    prints.append(TrainingStream(Corpora.of(Dataset.open(folder)), vocabulary, SETTINGS).fingerprint())
+    monkeypatch.setattr(loader, "LAW", loader.LAW + 1)
     prints.append(stream.fingerprint())
-    assert len(set(prints)) == len(prints) == 14
+    assert len(set(prints)) == len(prints) == 16
 
 
 def test_the_fingerprint_does_not_depend_on_the_place(dataset_folder: Path, vocabulary, stream, tmp_path: Path) -> None:
     copy = Dataset.open(shutil.copytree(dataset_folder, tmp_path / "moved"))
-    assert TrainingStream(copy, vocabulary, SETTINGS).fingerprint() == stream.fingerprint()
+    assert TrainingStream(Corpora.of(copy), vocabulary, SETTINGS).fingerprint() == stream.fingerprint()
 
 
 # --- damage ---
@@ -225,7 +337,7 @@ def test_an_id_outside_the_vocabulary_is_named(dataset_folder: Path, vocabulary:
     file = folder / "00000.bin"
     file.write_bytes(b"\x02\x00\xff\xee" + file.read_bytes()[4:])
     damaged = Dataset.open(folder)
-    stream = TrainingStream(damaged, vocabulary, dataclasses.replace(SETTINGS, train_batch_size=230))
+    stream = TrainingStream(Corpora.of(damaged), vocabulary, dataclasses.replace(SETTINGS, train_batch_size=230))
     with pytest.raises(
         DataError, match=r"holds token id 61183, outside the vocabulary of .*data\.describe .* --verify"
     ):
@@ -233,6 +345,32 @@ def test_an_id_outside_the_vocabulary_is_named(dataset_folder: Path, vocabulary:
     held_out = HeldOut(damaged, vocabulary, MaskingSettings(), damaged.counts())
     with pytest.raises(DataError, match="holds token id 61183"):
         list(held_out.micro_batches(8))
+
+
+@pytest.mark.parametrize(("error", "why"), [
+    (MemoryError("Unable to allocate 3 TiB"), "MemoryError: Unable to allocate 3 TiB"),
+    (OSError(5, "Input/output error"), r"OSError: \[Errno 5\] Input/output error"),
+    (IndexError("index 7 is out of bounds"), "IndexError: index 7 is out of bounds"),
+])  # fmt: skip
+def test_whatever_fails_in_the_thread_is_an_error_of_data_that_says_where(
+    dataset, vocabulary, monkeypatch, error: Exception, why: str
+) -> None:
+    stream = TrainingStream(Corpora.of(dataset), vocabulary, SETTINGS)
+    read, calls = stream.corpora.reader.ids, itertools.count()
+
+    def fail(extents) -> tuple[np.ndarray, np.ndarray]:
+        if next(calls) == 4:
+            raise error
+        return read(extents)
+
+    monkeypatch.setattr(stream.corpora.reader, "ids", fail)
+    batches = prefetch(lambda step: stream.micro_batches(step, rank=1, ranks=2, accumulation=2), range(5, 10))
+    assert [batch[0].step for batch in itertools.islice(batches, 2)] == [5, 6]
+    with pytest.raises(
+        DataError, match=rf"^the data of step 7, rank 1 can't be had: {why} \(test_loader\.py, line \d+\)"
+    ):
+        next(batches)
+    assert not prefetchers()
 
 
 # --- held-out ---

@@ -1,26 +1,44 @@
-"""data.masking against exact probabilities of successive weighted draws, and figures worked out by hand."""
+"""data.masking against exact probabilities of successive weighted draws, and figures worked out by hand. Both forms."""
 
 import dataclasses
 import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from data.masking import Masker, MaskingSettings
+from data import keyed
+from data.masking import Masker, MaskingSettings, exponential
 from data.vocabulary import Vocabulary
 from launch.errors import ConfigError
+
+pytestmark = pytest.mark.usefixtures("form")
 
 SPECIAL = (0, 1, 2, 3, 4)
 PAD, UNK, CLS, SEP, MASK = SPECIAL
 SIZE = 1_000
 VOCABULARY = Vocabulary(SIZE, CLS, SEP, MASK, PAD, UNK, SPECIAL, "")
-GOLDEN_POSITIONS = [5, 9, 11, 12, 15, 16, 17, 24, 29]
-GOLDEN_MASKED = [104, 607, 110, 111, 114, 115, 116, 48, 4]
+GOLDEN_POSITIONS = [1, 2, 5, 8, 15, 18, 19, 23, 24, 25]
+GOLDEN_MASKED = [441, 4, 4, 458, 838, 4, 118, 122, 123, 4]
 COUNTS = (10**6 // (np.arange(SIZE) + 1)).astype(np.int64)
 
 
-def masker(seed: int = 1, counts: np.ndarray = COUNTS, **settings: float) -> Masker:
-    return Masker(MaskingSettings(**settings), VOCABULARY, counts, seed)
+Masked = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def masker(counts: np.ndarray = COUNTS, **settings: float) -> Masker:
+    return Masker(MaskingSettings(**settings), VOCABULARY, counts)
+
+
+def keys(numbers: np.ndarray | int, epochs: np.ndarray | int = 0, seed: int = 1) -> np.ndarray:
+    """As the stream makes them; an integer stands for all sequences from 0 on."""
+    numbers = np.arange(numbers) if isinstance(numbers, int) else numbers
+    return keyed.keys(keyed.key(seed), epochs + np.zeros_like(numbers), numbers)
+
+
+def draw(drawer: Masker, ids: np.ndarray, ends: np.ndarray, row_keys: np.ndarray) -> Masked:
+    return drawer.mask(ids, ends, row_keys, drawer.draws(row_keys, np.diff(ends)))
 
 
 def pack(*sequences: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -38,43 +56,38 @@ def random_sequences(count: int, seed: int = 0, unknown: float = 0.1) -> list[li
     return rows
 
 
-def zeros(n: int) -> np.ndarray:
-    return np.zeros(n, np.int64)
-
-
 # --- how many ---
 
 
 def test_the_count_is_rounded_at_random_without_bias() -> None:
     """0.15 x 12 = 1.8: 1 or 2, with the second in 80 % of the cases; 0.15 x 20 = 3 always."""
     for length, low, share in ((12, 1, 0.8), (20, 3, 0.0), (35, 5, 0.25), (512, 76, 0.8)):
-        draws = masker().draws(zeros(40_000), np.arange(40_000), np.full(40_000, length))
+        draws = masker().draws(keys(40_000), np.full(40_000, length))
         assert set(np.unique(draws)) <= {low, low + 1}
         assert abs((draws == low + 1).mean() - share) < 4 * 0.5 / np.sqrt(40_000)
 
 
 def test_the_share_over_all_lengths_is_15_percent() -> None:
     lengths = np.random.default_rng(0).integers(12, 513, 20_000)
-    draws = masker().draws(np.arange(20_000) % 3, np.arange(20_000), lengths)
+    draws = masker().draws(keys(20_000), lengths)
     assert abs(draws.sum() / lengths.sum() - 0.15) < 1e-4
     assert (np.abs(draws - 0.15 * lengths) < 1).all()
 
 
 def test_never_more_than_the_words_of_a_sequence() -> None:
     lengths = np.asarray([0, 1, 2, 3, 4, 12])
-    draws = masker(mlm_mask_prop=0.99).draws(zeros(6), np.arange(6), lengths)
+    draws = masker(mlm_mask_prop=0.99).draws(keys(6), lengths)
     assert (draws <= [0, 0, 0, 1, 2, 10]).all()
     assert draws[-1] == 10
 
 
-def test_draws_tell_what_mask_does() -> None:
+def test_mask_takes_as_many_as_are_drawn() -> None:
     """The plan of a step counts masked tokens from lengths alone."""
-    sequences = random_sequences(300)
-    ids, ends = pack(*sequences)
-    numbers, epochs = np.arange(300) * 7, np.arange(300) % 4
-    _, positions, _ = masker().mask(ids, ends, epochs, numbers)
-    drawn = np.histogram(positions, ends)[0]
-    assert drawn.tolist() == masker().draws(epochs, numbers, np.diff(ends)).tolist()
+    ids, ends = pack(*random_sequences(300))
+    row_keys = keys(300)
+    draws = masker().draws(row_keys, np.diff(ends))
+    _, positions, _ = masker().mask(ids, ends, row_keys, draws)
+    assert np.histogram(positions, ends)[0].tolist() == draws.tolist()
 
 
 # --- which ---
@@ -83,7 +96,7 @@ def test_draws_tell_what_mask_does() -> None:
 def test_positions_and_labels() -> None:
     ids, ends = pack(*random_sequences(200))
     before = ids.copy()
-    masked, positions, labels = masker().mask(ids, ends, zeros(200), np.arange(200))
+    masked, positions, labels = draw(masker(), ids, ends, keys(200))
     assert np.array_equal(ids, before)  # the input is left alone
     assert (np.diff(positions) > 0).all()
     assert np.array_equal(labels, ids[positions])
@@ -100,7 +113,7 @@ def test_special_tokens_are_never_drawn(prop: float) -> None:
     """Also where a sequence has hardly anything else: then fewer are drawn."""
     scarce = [[CLS, *([UNK] * 30), 7, *([MASK, PAD, SEP] * 3), SEP], [CLS, UNK, SEP]]
     ids, ends = pack(*random_sequences(300, unknown=0.5), *scarce)
-    _, positions, labels = masker(mlm_mask_prop=prop).mask(ids, ends, zeros(302), np.arange(302))
+    _, positions, labels = draw(masker(mlm_mask_prop=prop), ids, ends, keys(302))
     assert not np.isin(labels, SPECIAL).any()
     assert np.unique(positions).size == positions.size
 
@@ -126,7 +139,7 @@ def test_rare_tokens_are_favoured_as_by_successive_weighted_draws(smoothing: flo
     sequence = [CLS, 10, 11, 12, UNK, 13, 14, 15, UNK, SEP]  # 10 tokens: 2 are drawn
     ids, ends = np.tile(sequence, n), np.arange(n + 1) * 10
     drawer = masker(counts=counts, mlm_mask_prop=0.2, mlm_smoothing=smoothing)
-    _, positions, labels = drawer.mask(ids, ends, zeros(n), np.arange(n))
+    _, positions, labels = draw(drawer, ids, ends, keys(n))
     assert (positions.reshape(n, 2) // 10 == np.arange(n)[:, None]).all()
     pairs = (labels - 10).reshape(n, 2)
     exact = exact_sets([max(count, 1) ** -smoothing for count in occurrences], 2)
@@ -141,7 +154,7 @@ def test_rare_tokens_are_favoured_as_by_successive_weighted_draws(smoothing: flo
 def test_the_same_word_at_two_places_is_drawn_as_two() -> None:
     n = 20_000
     ids, ends = np.tile([CLS, 9, 9, 9, 9, 9, 9, 9, 9, SEP], n), np.arange(n + 1) * 10
-    _, positions, _ = masker(mlm_mask_prop=0.2).mask(ids, ends, zeros(n), np.arange(n))
+    _, positions, _ = draw(masker(mlm_mask_prop=0.2), ids, ends, keys(n))
     cells = np.bincount(positions % 10, minlength=10)
     assert cells[[0, 9]].tolist() == [0, 0]
     assert (np.abs(cells[1:9] - n / 4) < 5 * np.sqrt(n / 4)).all()
@@ -155,7 +168,7 @@ def test_the_same_word_at_two_places_is_drawn_as_two() -> None:
 def test_shares_of_mask_keep_and_random(mask: float, keep: float, rand: float) -> None:
     ids, ends = pack(*random_sequences(5_000, unknown=0))
     drawer = masker(word_mask=mask, word_keep=keep, word_rand=rand)
-    masked, positions, labels = drawer.mask(ids, ends, zeros(5_000), np.arange(5_000))
+    masked, positions, labels = draw(drawer, ids, ends, keys(5_000))
     seen, n = masked[positions], positions.size
     expected = (mask + rand / SIZE, keep + rand / SIZE, rand * (SIZE - 2) / SIZE)
     found = ((seen == MASK).mean(), (seen == labels).mean(), ((seen != MASK) & (seen != labels)).mean())
@@ -167,7 +180,7 @@ def test_random_words_are_uniform_and_know_nothing_of_the_choice() -> None:
     """Chi-square over 50 cells of the vocabulary, 49 degrees of freedom; rare labels too are replaced by any word."""
     ids, ends = pack(*random_sequences(8_000, unknown=0))
     drawer = masker(word_mask=0.0, word_keep=0.0, word_rand=1.0)
-    masked, positions, labels = drawer.mask(ids, ends, zeros(8_000), np.arange(8_000))
+    masked, positions, labels = draw(drawer, ids, ends, keys(8_000))
     for rows in (positions, positions[labels > 900], positions[labels < 100]):
         cells = np.bincount(masked[rows] // (SIZE // 50), minlength=50)
         assert abs(((cells - rows.size / 50) ** 2 / (rows.size / 50)).sum() - 49) < 4 * np.sqrt(98)
@@ -177,41 +190,129 @@ def test_random_words_are_uniform_and_know_nothing_of_the_choice() -> None:
 # --- of what it is a function ---
 
 
-def alone(drawer: Masker, sequence: list[int], epoch: int, number: int) -> list[list[int]]:
+def alone(drawer: Masker, sequence: list[int], key: np.uint64) -> list[list[int]]:
     ids, ends = pack(sequence)
-    return [a.tolist() for a in drawer.mask(ids, ends, np.asarray([epoch]), np.asarray([number]))]
+    return [a.tolist() for a in draw(drawer, ids, ends, np.asarray([key]))]
 
 
 def test_a_sequence_is_masked_the_same_in_any_company() -> None:
-    rows, drawer = random_sequences(40), masker()
+    rows, drawer, row_keys = random_sequences(40), masker(), keys(40)
     ids, ends = pack(*rows)
-    masked, positions, labels = drawer.mask(ids, ends, np.arange(40) % 3, np.arange(40) * 11)
+    masked, positions, labels = draw(drawer, ids, ends, row_keys)
     for i, row in enumerate(rows):
         mine = (positions >= ends[i]) & (positions < ends[i + 1])
         together = [masked[ends[i] : ends[i + 1]].tolist(), (positions[mine] - ends[i]).tolist(), labels[mine].tolist()]
-        assert together == alone(drawer, row, i % 3, i * 11)
+        assert together == alone(drawer, row, row_keys[i])
 
 
-def test_masks_differ_by_epoch_sequence_and_seed() -> None:
+def test_masks_differ_by_key() -> None:
     (row,) = random_sequences(1, seed=3)
-    keys = list(itertools.product((1, 2), range(10), range(10)))
-    masks = {tuple(alone(masker(seed), row, epoch, number)[0]) for seed, epoch, number in keys}
-    assert len(masks) > 0.98 * len(keys)
+    masks = {tuple(alone(masker(), row, key)[0]) for key in keys(200)}
+    assert len(masks) > 0.98 * 200
 
 
 def test_golden_mask() -> None:
     """A change here gives every run other masks: bump `LAW` in data.loader with it."""
     sequence = [CLS, *range(100, 130), SEP]
-    drawer = masker(seed=42, mlm_mask_prop=0.3, word_mask=0.4, word_keep=0.3, word_rand=0.3)
-    masked, positions, labels = alone(drawer, sequence, 5, 123_456_789)
+    drawer = masker(mlm_mask_prop=0.3, word_mask=0.4, word_keep=0.3, word_rand=0.3)
+    masked, positions, labels = alone(drawer, sequence, keyed.key(42, 5, 123_456_789))
     assert positions == GOLDEN_POSITIONS
     assert labels == [99 + i for i in positions]
     assert [masked[i] for i in positions] == GOLDEN_MASKED
 
 
 def test_nothing_to_mask() -> None:
-    masked, positions, labels = masker().mask(zeros(0), zeros(1), zeros(0), zeros(0))
+    none = np.zeros(0, np.int64)
+    masked, positions, labels = masker().mask(none, np.zeros(1, np.int64), none.astype(np.uint64), none)
     assert masked.size == positions.size == labels.size == 0
+
+
+# --- the arrivals ---
+
+BITS = np.random.default_rng(5).integers(0, 2**64, 200_000, np.uint64)
+GOLDEN_EXPONENTIAL = {
+    0: "0x1.25e4f7b2737fap+5",
+    2**64 - 1: "0x1.0000000000000p-53",
+    2**63: "0x1.62e42fefa39edp-1",
+    0x9E3779B97F4A7C15: "0x1.ecc2caec60094p-2",
+    0xBF58476D1CE4E5B9: "0x1.2a162bb7f0f4bp-2",
+    12345678901234567890: "0x1.9b38402b4fb8ap-2",
+}
+
+
+def test_exponential_is_minus_the_logarithm() -> None:
+    """Also at the ends: the largest is -log(2^-53), the smallest -log(1 - 2^-53)."""
+    bits = np.concatenate([BITS, np.asarray([0, 2**12 - 1, 2**12, 2**63, 2**64 - 2**12, 2**64 - 1], np.uint64)])
+    found = exponential(bits)
+    np.testing.assert_allclose(found, -np.log(keyed.uniform(bits)), rtol=3e-9)
+    assert found.max() == pytest.approx(53 * np.log(2), rel=3e-9)
+    assert found.min() == pytest.approx(2.0**-53, rel=3e-9)
+
+
+def test_golden_exponential() -> None:
+    """To the last bit, on every machine. A change here gives every run other masks: bump `LAW` in data.loader."""
+    found = exponential(np.asarray([*GOLDEN_EXPONENTIAL], np.uint64))
+    assert [value.hex() for value in found.tolist()] == list(GOLDEN_EXPONENTIAL.values())
+
+
+def test_scales_do_not_depend_on_a_powers_last_bits() -> None:
+    """Twenty bits of max(count, 1) ^ 0.7: exact numbers, unlike a library's power."""
+    scales = masker().scales
+    np.testing.assert_allclose(scales[5:], COUNTS[5:] ** 0.7, rtol=2.0**-20)
+    mantissas = np.frexp(scales[5:])[0] * 2**20
+    assert np.array_equal(mantissas, np.rint(mantissas))
+    assert np.isinf(scales[list(SPECIAL)]).all()
+
+
+# --- both forms are one ---
+
+
+def both(drawer: Masker, ids: np.ndarray, ends: np.ndarray, draws: np.ndarray) -> tuple[Masked, Masked]:
+    """By the form that is set, and by numpy."""
+    row_keys = keys(draws.size)
+    return drawer.mask(ids, ends, row_keys, draws), drawer._mask_in_numpy(ids, ends, row_keys, draws)
+
+
+def assert_same(found: tuple[Masked, Masked]) -> None:
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype == np.int64
+        assert np.array_equal(one, other)
+
+
+def test_the_same_masks_over_a_million_tokens() -> None:
+    sequences = [np.random.default_rng(k).integers(0, SIZE, length) for k, length in
+                 enumerate(np.random.default_rng(0).integers(1, 513, 4_000))]  # fmt: skip
+    ids, ends = pack(*sequences)
+    drawer = masker(word_mask=0.5, word_keep=0.2, word_rand=0.3)
+    assert_same(both(drawer, ids, ends, drawer.draws(keys(4_000), np.diff(ends))))
+
+
+@settings(deadline=None)
+@given(rows=st.lists(st.tuples(st.lists(st.integers(0, 8), max_size=70), st.integers(0, 80)), max_size=6))
+def test_the_same_masks_of_anything(rows: list[tuple[list[int], int]]) -> None:
+    """Hardly anything but special tokens, more draws than words, nothing at all."""
+    ids = np.asarray([i for row, _ in rows for i in row], np.int64)
+    ends = np.cumsum([0, *(len(row) for row, _ in rows)])
+    draws = np.asarray([n for _, n in rows], np.int64)
+    found, reference = both(masker(), ids, ends, draws)
+    assert_same((found, reference))
+    words = [sum(i not in SPECIAL for i in row) for row, _ in rows]
+    assert np.histogram(found[1], ends)[0].tolist() == np.minimum(words, draws).tolist() if rows else True
+
+
+@pytest.mark.parametrize("scale", [5e-324, 2e-323, 0.0])
+def test_of_equal_arrivals_the_first_is_taken(scale: float) -> None:
+    """Scales so small that nearly all products are rounded to the same few numbers."""
+    drawer = masker()
+    drawer.scales[5:] = scale
+    ids, ends = pack(*random_sequences(200))
+    draws = np.arange(200) % 30
+    found, reference = both(drawer, ids, ends, draws)
+    assert_same((found, reference))
+    if scale == 0.0:
+        first, count = np.flatnonzero(ids[ends[7] : ends[8]] > MASK) + ends[7], draws[7]
+        mine = (found[1] >= ends[7]) & (found[1] < ends[8])
+        assert found[1][mine].tolist() == first[:count].tolist()
 
 
 # --- settings ---

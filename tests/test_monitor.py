@@ -2,6 +2,8 @@
 
 import json
 import math
+import types
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -9,16 +11,19 @@ import torch.distributed as dist
 from ranks import run_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from launch import monitor
 from launch.distributed import World
 from launch.errors import NonFiniteError
 from launch.monitor import Meter, Monitor, cut_log, duration
 
+clock = types.SimpleNamespace(now=100.0)
 WORLD = World(0, 1, 0, torch.device("cpu"))
 FIGURES = {
     "loss": 3.0,
     "loss_mlm": 3.0,
     "tokens_per_second": 10.0,
     "seconds_per_step": 2.0,
+    "data_wait": 0.0123,
     "lr": 1e-3,
     "grad_norm": 0.5,
 }
@@ -33,7 +38,9 @@ def test_console_file_and_board_say_the_same(tmp_path, capsys):
         monitor.log(4, FIGURES)
         monitor.log_held_out(4, {"loss": 2.5})
     line, held_out = capsys.readouterr().out.splitlines()
-    assert line == "step  4/10 | loss 3.0000 | loss_mlm 3.0000 | lr 1.000e-03 | grad 0.500 | 10 tok/s | eta 00:12"
+    assert line == (
+        "step  4/10 | loss 3.0000 | loss_mlm 3.0000 | lr 1.000e-03 | grad 0.500 | 10 tok/s | data wait 1.2% | eta 00:12"
+    )
     assert held_out == "step 4 held out | loss 2.5000"
     rows = [json.loads(row) for row in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows == [{"step": 4, **FIGURES}, {"step": 4, "valid_loss": 2.5}]
@@ -57,6 +64,48 @@ def test_a_resume_cuts_the_log(tmp_path):
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
     cut_log(tmp_path / "none.jsonl", 2)
     assert not (tmp_path / "none.jsonl").exists()
+
+
+def slow(items: list[int], seconds: float) -> Iterator[int]:
+    """Each item after a while on a clock of the test's own."""
+    for item in items:
+        clock.now += seconds
+        yield item
+
+
+def test_time_until_an_item_is_there_is_waiting_for_data(monkeypatch):
+    """Two items after 3 s each, and 5 s of work on each: 6 of 16 s; the end of the items counts for nothing."""
+    monkeypatch.setattr(monitor.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(monitor.dist, "all_reduce", lambda packed: packed.mul_(2))  # a second rank that does the same
+    monkeypatch.setattr(monitor.dist, "get_world_size", lambda: 2)
+    meter = Meter(("loss",), ("loss",), torch.device("cpu"))
+    seen = []
+    for item in meter.waiting(slow([4, 5], 3.0)):
+        seen.append(item)
+        clock.now += 5.0
+        meter.add(torch.ones(1), tokens=10)
+        meter.step()
+    figures = meter.read()
+    assert seen == [4, 5]
+    assert figures["data_wait"] == pytest.approx(6 / 16)
+    assert figures["tokens_per_second"] == pytest.approx(2 * 20 / 16)
+    clock.now += 1.0
+    assert meter.read()["data_wait"] == 0.0, "reading starts anew"
+
+
+def test_leaving_the_loop_over_awaited_items_ends_their_source():
+    ended = []
+
+    def source() -> Iterator[int]:
+        try:
+            yield from range(10)
+        finally:
+            ended.append(True)
+
+    meter = Meter(("loss",), ("loss",), torch.device("cpu"))
+    for _ in meter.waiting(source()):
+        break
+    assert ended == [True]
 
 
 def read_meter() -> dict[str, float]:

@@ -30,12 +30,21 @@ def counted(dataset: Dataset) -> dict[int, int]:
     return dict(Counter(i for shard in dataset.shards for i in shard.ids.tolist()))
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("piece", [1, 3, 1000, 1 << 22])
 def test_counts_of_a_dataset(dataset: Dataset, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
     monkeypatch.setattr(module, "PIECE", piece)
     counts = count_tokens(dataset)
     assert (counts.size, counts.dtype) == (len(VOCABULARY), np.int64)
     assert {i: n for i, n in enumerate(counts.tolist()) if n} == counted(dataset)
+
+
+@pytest.mark.usefixtures("form")
+def test_every_id_of_a_uint16(tmp_path: Path) -> None:
+    """Each from 0 to 65,535, so often as its last digit says, and once more."""
+    ids = np.repeat(np.arange(1 << 16), np.arange(1 << 16) % 10 + 1)
+    dataset = Dataset.open(write_pair(tmp_path / "x", np.random.default_rng(0).permutation(ids).tolist(), np.uint16))
+    assert count_tokens(dataset).tolist() == [i % 10 + 1 for i in range(1 << 16)]
 
 
 def test_binarize_counted_the_same_in_its_own_pass(dataset: Dataset) -> None:
@@ -87,6 +96,7 @@ def test_ids_that_are_damage(tmp_path: Path, ids: list[int], message: str) -> No
     tracemalloc.stop()
 
 
+@pytest.mark.usefixtures("form")
 def test_an_id_outside_the_vocabulary(dataset_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(dataset_folder, tmp_path / "damaged")
     content = bytearray((folder / "00001.bin").read_bytes())

@@ -9,6 +9,8 @@ import torch
 from jobs import NO_DROPOUT, config_file, flags, make_models
 from ranks import allow_fp16, read_log, run_ranks, train
 
+from data import binarize
+from data.manifest import CleaningRules
 from launch import checkpoint, restore
 
 GOLDEN = Path(__file__).parent / "golden" / "loss_curve.json"
@@ -45,6 +47,14 @@ def weights(output: Path, step: int) -> dict[str, torch.Tensor]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def other_folder(tmp_path_factory, texts, tokenizer_folder) -> Path:
+    """A dataset of the second text alone."""
+    output = tmp_path_factory.mktemp("datasets") / "other"
+    binarize.binarize(binarize.Files((str(texts[1]),), str(tokenizer_folder), output, 1), CleaningRules())
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +146,35 @@ def test_held_out_figures_do_not_depend_on_ranks(still_models, dataset_folder, t
     )
     for name, value in figures[0].items():
         assert figures[1][name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_several_corpora(still_models, dataset_folder, other_folder, tmp_path):
+    """Three quarters and one: the same losses on other ranks and after a resume; the log has epochs of each corpus."""
+    config, runs = config_file(tmp_path / "c.json"), {}
+    for name, ranks in (("one", 1), ("two", 2)):
+        argv = flags(config, f"{dataset_folder}:3", still_models, tmp_path / name, "--data", f"{other_folder}:1")
+        argv += ["--max-steps", "12", "--order", "blocks", "--order-block", "16"]
+        if name == "two":
+            run(ranks, [*argv, "--stop-at-step", "5"], expect=75)
+        text = run(ranks, argv)
+        assert (
+            "12 steps = small 75.00%, 0.63 epochs of 230 sequences; other 25.00%, 0.69 epochs of 70 sequences" in text
+        )
+        runs[name] = losses(tmp_path / name)
+        assert len(runs[name]) == 12
+    np.testing.assert_allclose(runs["one"][:, 0], runs["two"][:, 0], rtol=1e-6)
+    row = read_log(tmp_path / "one")[-1]
+    assert (row["epoch_small"], row["epoch_other"]) == (12 * 16 * 0.75 / 230, 12 * 16 * 0.25 / 70)
+    data = json.loads((tmp_path / "one" / "environment.json").read_text())["data"]
+    assert [(Path(fact["path"]).name, fact["share"], fact["sequences"]) for fact in data] == [
+        ("small", 0.75, 230), ("other", 0.25, 70)
+    ]  # fmt: skip
+
+
+def test_the_log_says_how_long_data_was_waited_for(models, dataset_folder, tmp_path):
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-steps", "3")
+    assert "| data wait " in run(1, argv)
+    assert all(0 <= row["data_wait"] < 1 for row in read_log(tmp_path / "run"))
 
 
 def test_checkpoints_hold_the_student_only(models, dataset_folder, tmp_path):

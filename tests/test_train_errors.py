@@ -1,5 +1,6 @@
 """What a user can do wrong with train_dilbert.py: an exit code, and a message that names the place and the cure."""
 
+import itertools
 import json
 import os
 import shutil
@@ -254,6 +255,30 @@ def test_id_outside_the_vocabulary_ends_the_run(models, dataset_folder, tmp_path
     assert_refused(argv, 3, "60000", "--verify")
 
 
+def run_out_of_memory() -> None:
+    """Reading fails from the third micro-batch on."""
+    from data.gather import Reader
+
+    read, calls = Reader.ids, itertools.count()
+
+    def ids(self, extents):
+        if next(calls) >= 2:
+            raise MemoryError("Unable to allocate 3.00 TiB")
+        return read(self, extents)
+
+    Reader.ids = ids
+
+
+def test_a_data_thread_that_dies_ends_the_run_and_says_why(models, dataset_folder, tmp_path):
+    config = config_file(tmp_path / "c.json", micro=16)
+    argv = flags(config, dataset_folder, models, tmp_path / "run", "--max-steps", "6")
+    ((code, output),) = run_ranks(1, train, argv, run_out_of_memory)
+    assert code == 3, output
+    assert "error: the data of step 2, rank 0 can't be had: MemoryError: Unable to allocate 3.00 TiB" in output
+    assert "Traceback" not in output
+    assert [row["step"] for row in read_log(tmp_path / "run")] == [1, 2]
+
+
 # --- going on with a run ---
 
 
@@ -297,6 +322,35 @@ def test_changed_dataset_is_refused(finished, models, dataset_folder, texts, tok
     binarize.binarize(binarize.Files(texts[:2], str(tokenizer_folder), tmp_path / "data", 1), CleaningRules())
     argv = flags(config_file(tmp_path / "c.json"), tmp_path / "data", models, output, "--max-steps", "6")
     assert_refused(argv, 2, "fingerprint")
+
+
+def test_several_corpora_that_are_refused(models, dataset_folder, tmp_path):
+    copy = shutil.copytree(dataset_folder, tmp_path / "copy")
+    config = config_file(tmp_path / "c.json")
+    without = flags(config, dataset_folder, models, tmp_path / "run", "--data", str(copy), "--max-steps", "2")
+    assert_refused(without, 2, f"--data {dataset_folder}: several corpora need weights", "python -m data.merge")
+    argv = flags(config, f"{dataset_folder}:0.7", models, tmp_path / "run", "--data", f"{copy}:0.3")
+    assert_refused([*argv, "--epochs", "2"], 2, "--epochs 2", "--max-steps")
+    assert not (tmp_path / "run").exists()
+
+
+def test_changed_shares_are_refused(models, dataset_folder, tmp_path):
+    copy = shutil.copytree(dataset_folder, tmp_path / "copy")
+
+    def argv(first: float, second: float) -> list[str]:
+        return flags(config_file(tmp_path / "c.json"), f"{dataset_folder}:{first}", models, tmp_path / "run",
+                     "--data", f"{copy}:{second}", "--max-steps", "4", "--stop-at-step", "2")  # fmt: skip
+
+    assert start(argv(0.7, 0.3))[0] == 75
+    assert_refused(argv(0.6, 0.4), 2, "fingerprint: was")
+    assert start([word for word in argv(7, 3) if word not in ("--stop-at-step", "2")])[0] == 0
+
+
+def test_a_corpus_by_another_tokenizer_is_refused(models, texts, dataset_folder, tmp_path):
+    other = dataset_by(tmp_path, texts, (*VOCABULARY, "more"))
+    config = config_file(tmp_path / "c.json")
+    argv = flags(config, f"{dataset_folder}:1", models, tmp_path / "run", "--data", f"{other}:1", "--max-steps", "2")
+    assert_refused(argv, 2, str(other), "vocabulary")
 
 
 def test_a_damaged_checkpoint_is_skipped_and_named(finished, models, dataset_folder, tmp_path):
