@@ -69,10 +69,10 @@ def _watch(processes: list[Any], receivers: list[Connection], shared: Any, progr
         now = shared[1:]
         progress(now[0] - seen[0], now[1] - seen[1])
         seen = now
-        for process, receiver in alive:
-            if not process.is_alive():
-                _check_end(process, receiver)
-        alive = [(process, receiver) for process, receiver in alive if process.is_alive()]
+        ended = [pair for pair in alive if not pair[0].is_alive()]
+        for process, receiver in ended:
+            _check_end(process, receiver)
+        alive = [pair for pair in alive if pair not in ended]
     progress(shared[1] - seen[0], shared[2] - seen[1])
 
 
@@ -91,7 +91,8 @@ def _check_end(process: Any, receiver: Connection) -> None:
             raise words
         reason = f"signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
         hint = " (out of memory?)" if process.exitcode == -signal.SIGKILL else ""
-        raise DataError(f"a worker died of {reason}{hint} while building shard {words}; the same command goes on")
+        when = f"while building shard {words}" if words else "before its first shard"
+        raise DataError(f"a worker died of {reason}{hint} {when}; the same command goes on")
 
 
 def _work(recipe: Recipe, parts: list[Range], folder: Path, shared: Any, stop: Any, sender: Connection) -> None:

@@ -196,15 +196,15 @@ def test_dispatch(choice: str, device: str, expected: str, monkeypatch: pytest.M
 
 
 def test_kernels_are_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    with chosen_kernels(monkeypatch, "reference"):
+    with chosen_kernels(monkeypatch, "reference"), monkeypatch.context() as patch:
         assert kernels.selected() == "reference"
-        monkeypatch.setenv("DILBERT_KERNELS", "auto")
+        patch.setenv("DILBERT_KERNELS", "auto")
         assert kernels.selected() == "reference"
 
 
 def test_auto_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    with chosen_kernels(monkeypatch, "reference"):
-        monkeypatch.delenv("DILBERT_KERNELS")
+    with chosen_kernels(monkeypatch, "reference"), monkeypatch.context() as patch:
+        patch.delenv("DILBERT_KERNELS")
         assert kernels.selected() == "auto"
 
 

@@ -353,10 +353,9 @@ def test_a_worker_that_dies_is_named(long_texts, tokenizer, tmp_path: Path) -> N
     def progress(size: int, tokens: int) -> None:
         seen.append(size)
         for child in multiprocessing.active_children():
-            if sum(seen) > 1_000_000:
-                os.kill(child.pid, signal.SIGKILL)
+            os.kill(child.pid, signal.SIGKILL)
 
-    with pytest.raises(DataError, match=r"a worker died of signal 9 \(out of memory\?\) while building shard 0000"):
+    with pytest.raises(DataError, match=r"a worker died of signal 9 \(out of memory\?\) (while|before)"):
         workers.build_locally(recipe(tokenizer), ranges, tmp_path, 2, progress)
     assert multiprocessing.active_children() == []
 
