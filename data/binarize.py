@@ -100,6 +100,8 @@ def binarize(files: Files, rules: CleaningRules, lines: Lines | None = None) -> 
         KeyboardInterrupt: complete shards are kept.
     """
     comm = workers.mpi()
+    alone = comm is None or comm.Get_size() == 1
+    require(alone or files.workers is None, "workers", files.workers, "under mpirun each rank is one worker")
     if comm and comm.Get_rank():
         if job := comm.bcast(None):
             workers.build_by_ranks(Builder(job.recipe), job.ranges, job.folder, lambda *_: None, comm)

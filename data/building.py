@@ -61,7 +61,7 @@ def build_all(job: Job, processes: int | None, comm: Any) -> list[Extent]:
     with progress.bar(None if job.streams else total, "B", "binarize") as bar:
         count = _counting(bar)
         number = min(processes or min(cores, 1 + total // WORTH_A_WORKER), len(todo))
-        if comm:
+        if comm and (comm.Get_size() > 1 or processes is None):
             comm.bcast(dataclasses.replace(job, ranges=todo))
             workers.build_by_ranks(builder, todo, job.folder, count, comm)
         elif number > 1:

@@ -5,6 +5,7 @@ so that a slow one holds up nobody; what a shard holds does not depend on who bu
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -18,7 +19,7 @@ from typing import Any
 
 from data.shards import Builder, Encoded, Recipe, build
 from data.text import Piece, Range
-from launch.errors import DataError, run
+from launch.errors import ConfigError, DataError, run
 
 Progress = Callable[[int, int], None]  # bytes of text and tokens that were added
 _POLL = 0.2  # seconds between two looks at the processes
@@ -153,28 +154,30 @@ def encode_stream(recipe: Recipe, pieces: Iterable[Piece], threads: int) -> Iter
 
 
 def mpi() -> Any:
-    """MPI's communicator of all ranks, if this process was started as one of several by MPI; else None."""
+    """MPI's communicator of all ranks, if MPI started this process; else None.
+
+    Raises:
+        ConfigError: it did, but mpi4py can't be used.
+    """
     if not any(name in os.environ for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")):
         return None
-    from mpi4py import MPI
-
-    return MPI.COMM_WORLD if MPI.COMM_WORLD.Get_size() > 1 else None
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise ConfigError(f"started by MPI, but mpi4py can't be used: {error}") from error
+    return MPI.COMM_WORLD
 
 
 def abort_together(main: Callable[[], None]) -> None:
     """Run an entry point; under MPI, a rank that fails ends the others, which would wait for it for ever."""
     try:
         run(main)
-    except SystemExit as end:
-        comm = mpi()
-        if comm and end.code:
-            comm.Abort(int(end.code))
-        raise
-    except BaseException:
-        comm = mpi()
-        traceback.print_exc()
-        if comm:
-            comm.Abort(1)
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else 1
+        if code and "mpi4py.MPI" in sys.modules:
+            if not isinstance(error, SystemExit):
+                traceback.print_exc()
+            mpi().Abort(int(code))
         raise
 
 

@@ -83,7 +83,7 @@ def mpirun(ranks: int, line: list[str]) -> subprocess.CompletedProcess:
     return run([found, "--oversubscribe", "-n", str(ranks), *line], env=os.environ | allow)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_mpi_ranks(undisturbed, long_texts, tokenizer_folder, tmp_path: Path, ranks: int) -> None:
     done = mpirun(ranks, command(long_texts, tokenizer_folder, tmp_path / "out"))
     assert done.returncode == 0, done.stderr
@@ -101,9 +101,10 @@ def test_mpi_goes_on_where_processes_were_killed(undisturbed, long_texts, tokeni
 
 def test_an_mpi_rank_that_fails_ends_all(long_texts, tokenizer_folder, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    done = mpirun(2, command(long_texts, tokenizer_folder, tmp_path / "out"))
-    assert done.returncode == 2
-    assert "exists already" in done.stderr
+    for more, words in (([], "exists already"), (["--workers", "3"], "each rank is one worker")):
+        done = mpirun(2, command(long_texts, tokenizer_folder, tmp_path / "out", *more))
+        assert done.returncode == 2
+        assert words in done.stderr
 
 
 def kill_after(seconds: float, line: list[str], folder: Path, begun: bool = True) -> int:

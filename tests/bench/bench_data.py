@@ -4,18 +4,16 @@
 
 FOLDER holds dump.train.txt, one sequence a line. Prints one table and writes data.csv. Rates are in real tokens; both
 sides of a row get the same sequences, and the better of several goes each. The corpora of 100 million and a billion
-sequences are sparse files: only what a step needs is in them. Finished datasets are reused. Hardware: one core, 2 GB,
-about two minutes.
+sequences are sparse files: only what a step needs is in them. Finished datasets are reused. Hardware: one core (two for
+the rows that say so), 2 GB, about three minutes.
 """
 
-import csv
 import itertools
 import math
 import os
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +30,9 @@ from data.token_counts import count_tokens
 from data.vocabulary import Vocabulary
 from launch.args import flag, parse
 from launch.errors import DataError, run
+from tests.bench.build_rows import building
 from tests.bench.data_peers import InMemory, SliceReader, TorchMasking, grouped_by_length, pad, pad_lists
+from tests.bench.table import Row, best, each, show
 from tests.sparse_corpus import make_readable, write_corpus
 
 BATCH = 128  # sequences of a micro-batch
@@ -46,52 +46,6 @@ class Arguments:
     data: Path = flag(help="folder with dump.train.txt", metavar="FOLDER")
     tokenizer: str = flag(help="folder or hub name of a BERT tokenizer", metavar="NAME")
     output: Path = flag(Path("bench-data"), "where datasets and data.csv are kept", "FOLDER")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table.
-
-    Attributes:
-        ours, peer: millions of real tokens a second where `unit` says so, else a time; None: nothing to compare with.
-        note: why something is missing, or what else was seen.
-    """
-
-    stage: str
-    against: str
-    unit: str
-    ours: float
-    peer: float | None = None
-    note: str = ""
-
-    @property
-    def ratio(self) -> float | None:
-        """How many times better."""
-        if self.peer is None:
-            return None
-        return self.ours / self.peer if self.unit == "Mtok/s" else self.peer / self.ours
-
-
-def best(work: Callable[[], object], goes: int = 7) -> float:
-    """Seconds of the fastest go."""
-    work()
-    times = []
-    for _ in range(goes):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def each(function: Callable[..., object], arguments: Iterable[Sequence[object]]) -> Callable[[], None]:
-    """Work that calls a function with all of these and keeps no result."""
-    calls = list(arguments)
-
-    def work() -> None:
-        for call in calls:
-            function(*call)
-
-    return work
 
 
 # --- datasets ---
@@ -267,33 +221,17 @@ def counting(dataset: Dataset) -> list[Row]:
     return [Row("token_counts", name, "Mtok/s", ours, len(few) / 1e6 / best(work, 3)) for name, work in against.items()]
 
 
-def show(rows: Sequence[Row], output: Path) -> None:
-    """The table, and the same as CSV."""
-    cells = [("stage", "against", "unit", "ours", "peer", "ratio", "note")]
-    for row in rows:
-        peer = "-" if row.peer is None else f"{row.peer:,.2f}"
-        ratio = "-" if row.ratio is None else f"{row.ratio:,.1f}"
-        cells.append((row.stage, row.against, row.unit, f"{row.ours:,.2f}", peer, ratio, row.note))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        print(
-            "  ".join(
-                f"{c:>{w}}" if 3 <= i < 6 else f"{c:<{w}}" for i, (c, w) in enumerate(zip(line, widths, strict=True))
-            )
-        )
-    with open(output / "data.csv", "w", newline="") as file:
-        csv.writer(file).writerows(cells)
-
-
 def main() -> None:
     """Measure every stage."""
     (arguments,) = parse("How fast is the data?", Arguments, prog="tests.bench.bench_data")
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
     torch.set_num_threads(1)
     dataset, many = prepare(arguments)
     vocabulary = dataset.vocabulary
     assert vocabulary
-    rows = gather(many) + masking(dataset, vocabulary) + loader(dataset, vocabulary) + counting(many)
+    rows = building(arguments.data / "dump.train.txt", arguments.tokenizer, arguments.output, cores)
+    rows += gather(many) + masking(dataset, vocabulary) + loader(dataset, vocabulary) + counting(many)
     rows += start_up(arguments.output, dataset, vocabulary)
     show(rows, arguments.output)
 
