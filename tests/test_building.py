@@ -293,6 +293,19 @@ def ids(content: dict[str, bytes]) -> bytes:
     return b"".join(content[name] for name in sorted(content) if name.endswith(".bin"))
 
 
+def test_the_real_corpus(shared_data: Path, tmp_path: Path) -> None:
+    """20 MB of English by the real vocabulary: built by two processes, verified, and counted by another way."""
+    source = shared_data / "corpus" / "dump.train.txt"
+    done = run(command([source], shared_data / "bert-base-uncased", tmp_path / "out", "--workers", "2"))
+    assert done.returncode == 0, done.stderr
+    assert "WordPiece in C++" in done.stdout
+    dataset = Dataset.open(tmp_path / "out")
+    assert verify(dataset) == []
+    assert dataset.manifest
+    assert dataset.manifest.cleaning.lines == source.read_bytes().count(b"\n") == 25_966
+    assert sum(entry.end - entry.start for entry in dataset.manifest.shards) == source.stat().st_size
+
+
 # --- which lines ---
 
 

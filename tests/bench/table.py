@@ -60,12 +60,17 @@ def show(rows: Sequence[Row], output: Path) -> None:
         peer = "-" if row.peer is None else f"{row.peer:,.2f}"
         ratio = "-" if row.ratio is None else f"{row.ratio:,.1f}"
         cells.append((row.stage, row.against, row.unit, f"{row.ours:,.2f}", peer, ratio, row.note))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        print(
-            "  ".join(
-                f"{c:>{w}}" if 3 <= i < 6 else f"{c:<{w}}" for i, (c, w) in enumerate(zip(line, widths, strict=True))
-            )
-        )
+    show_cells(cells, right=range(3, 6))
     with open(output / "data.csv", "w", newline="") as file:
         csv.writer(file).writerows(cells)
+
+
+def show_cells(cells: Sequence[Sequence[str]], right: Iterable[int]) -> None:
+    """Print columns; those named stand to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    columns = set(right)
+    for line in cells:
+        parts = [
+            f"{c:>{w}}" if i in columns else f"{c:<{w}}" for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        ]
+        print("  ".join(parts).rstrip())
