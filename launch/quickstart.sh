@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 TEACHER=${TEACHER:-} CORPUS=${CORPUS:-} OUT=${OUT:-quickstart}
-TEACHER_STEPS=${TEACHER_STEPS:-2000} STUDENT_STEPS=${STUDENT_STEPS:-800} MAX_LENGTH=${MAX_LENGTH:-128}
+TEACHER_STEPS=${TEACHER_STEPS:-4000} STUDENT_STEPS=${STUDENT_STEPS:-800} MAX_LENGTH=${MAX_LENGTH:-128}
 DS_CONFIG=${DS_CONFIG:-ds_configs/cpu.json}
 # The published recipe masks rare words more often; a small corpus has too few of each to learn from.
 MASKING=""
