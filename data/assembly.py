@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,8 @@ def work_folder(folder: Path, identity: dict[str, Any], streams: list[str]) -> I
         ConfigError: another build is at work there, or an unfinished one was of something else.
     """
     work = folder / WORK
+    if folder.exists() and not work.is_dir():
+        raise ConfigError(f"{folder}: is in the way, and no unfinished build: move it, or give another --output")
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -41,7 +44,7 @@ def work_folder(folder: Path, identity: dict[str, Any], streams: list[str]) -> I
         except BlockingIOError as error:
             raise ConfigError(f"{folder}: another process is building there") from error
         before = recorded(folder)
-        if before is None or STANDARD_INPUT in streams:
+        if before is None or (before == identity and STANDARD_INPUT in streams):
             _clear(folder)
             commit.write_text(work / "plan.json", json.dumps(identity))
         elif before != identity:
@@ -73,8 +76,7 @@ def recorded(folder: Path) -> dict[str, Any] | None:
 
 def drop_work(folder: Path) -> None:
     """Remove what was needed only to make the dataset, in one step: a kill leaves all of it or nothing."""
-    gone = folder.with_name(folder.name + ".gone")
-    shutil.rmtree(gone, ignore_errors=True)
+    gone = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.gone")
     os.rename(folder / WORK, gone)
     shutil.rmtree(gone, ignore_errors=True)
 
@@ -93,7 +95,9 @@ def assemble(job: Job, extents: list[Extent], tokenizer: "PreTrainedTokenizerFas
         kept = _without_empty(folder, parts)
         if not kept:
             shutil.rmtree(job.folder)  # nothing in it can be of use again
-            raise DataError(f"no sequence is left of {cleaning.lines:,} lines: {cleaning}")
+            which, cure = (f" for {name}/", "; hold out another share") if name != "." else ("", "")
+            did = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in vars(cleaning).items() if count)
+            raise DataError(f"no sequence is left{which} of {cleaning.lines:,} lines ({did or 'none'}){cure}")
         arrays = (np.load(counts_path(job.folder, part.entry.name, folder)) for part in parts)
         commit.write_array(folder / "counts.npy", sum(arrays, np.zeros(job.recipe.vocabulary.size, np.int64)))
         tokenizer.save_pretrained(folder / "tokenizer")

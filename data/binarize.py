@@ -8,6 +8,7 @@ build that was killed goes on where it was: the same command again.
 
 import dataclasses
 import json
+import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from data.shards import Builder, Recipe
 from data.text import Selection
 from launch import commit
 from launch.args import flag, parse, require
+from launch.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -47,13 +49,14 @@ class Files:
         for name in ("shard_megabytes", "workers"):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "must be positive")
+        require(self.output.name not in ("", ".."), "output", self.output, "must be the name of a new folder")
 
 
 @dataclass(frozen=True)
 class Lines:
     """Which lines."""
 
-    limit: int | None = flag(None, "only the first so many lines", "LINES")
+    limit: int | None = flag(None, "only the first so many lines (plain files come before compressed ones)", "LINES")
     sample: float = flag(1.0, "this share of the lines, chosen by their content", "SHARE")
     valid_fraction: float = flag(
         0.0, "hold this share out, chosen by content: the output holds two datasets, train/ and valid/", "SHARE"
@@ -79,7 +82,8 @@ class Cleaning:
     max_unknown: float = flag(0.5, "sequences with this share of unknown tokens or more are dropped", metavar="SHARE")
 
     def __post_init__(self) -> None:
-        require(self.max_length >= 3, "max_length", self.max_length, "must be 3 at least: [CLS], a token, [SEP]")
+        rule = "must be from 3 ([CLS], a token, [SEP]) to 1,000,000"
+        require(3 <= self.max_length <= 1_000_000, "max_length", self.max_length, rule)
         require(self.min_length <= self.max_length, "min_length", self.min_length, "must not exceed --max-length")
         require(self.max_unknown > 0, "max_unknown", self.max_unknown, "must be above 0 (above 1 keeps everything)")
 
@@ -104,7 +108,10 @@ def binarize(files: Files, rules: CleaningRules, lines: Lines | None = None) -> 
     require(alone or files.workers is None, "workers", files.workers, "under mpirun each rank is one worker")
     if comm and comm.Get_rank():
         if job := comm.bcast(None):
-            workers.build_by_ranks(Builder(job.recipe), job.ranges, job.folder, lambda *_: None, comm)
+            builder = Builder(job.recipe)
+            if not builder.fast:
+                print(f"rank {comm.Get_rank()} on {platform.node()}: {builder.form}", flush=True)
+            workers.build_by_ranks(builder, job.ranges, job.folder, lambda *_: None, comm)
         return []
     from data.tokenizer import load_tokenizer  # here, so that workers, which import this file, need not wait for it
 
@@ -116,10 +123,19 @@ def binarize(files: Files, rules: CleaningRules, lines: Lines | None = None) -> 
     else:
         commit.refuse_existing(files.output)
         with work_folder(job.folder, identity, job.streams):
-            assemble(job, build_all(job, files.workers, comm), tokenizer)
+            extents = build_all(job, files.workers, comm)
+            refuse_changed(text.expand(files.input), identity["input"], job.folder)
+            assemble(job, extents, tokenizer)
             commit.publish(job.folder, files.output)
     drop_work(files.output)
     return [Manifest.read(files.output / name) for name in job.recipe.selection.datasets]
+
+
+def refuse_changed(paths: list[str], before: list[dict[str, Any]], folder: Path) -> None:
+    """Raise DataError if an input is no longer what it was when the build began."""
+    for path, known in zip(paths, before, strict=True):
+        if text.identity(path) != known:
+            raise DataError(f"{path}: changed while it was read; remove {folder} and start over")
 
 
 def plan(

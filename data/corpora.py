@@ -4,7 +4,6 @@ Each corpus has a position and an epoch of its own, computed from the position o
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +58,9 @@ class Corpora:
             DataError: what `Dataset.open` finds.
         """
         paths, weights = zip(*map(_split, words), strict=True)
-        for path in paths:
-            if paths.count(path) > 1:
+        places = [path.resolve() for path in paths]
+        for path, place in zip(paths, places, strict=True):
+            if places.count(place) > 1:
                 raise ConfigError(f"--data {path}: given twice")
         for word, weight in zip(words, weights, strict=True):
             if weight is None and len(words) > 1:
@@ -68,8 +68,8 @@ class Corpora:
                     f"--data {word}: several corpora need weights, as in --data {paths[0]}:0.7 {paths[1]}:0.3; or make "
                     "them one dataset, in which each sequence comes once an epoch: `python -m data.merge`"
                 )
-            if weight is not None and not 0 < weight < math.inf:
-                raise ConfigError(f"--data {word}: the weight must be positive")
+            if weight is not None and not 0 < weight < 1e12:
+                raise ConfigError(f"--data {word}: the weight must be positive, and a number")
         return cls(tuple(map(Dataset.open, paths)), Schedule(quotas([weight or 1.0 for weight in weights])))
 
     @classmethod

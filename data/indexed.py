@@ -7,6 +7,7 @@ i64[D + 1] (0 first) as numbers of sequences. `X.bin` is nothing but the ids.
 
 import functools
 import os
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -146,6 +147,15 @@ class Shard:
             raise DataError(f"{self.prefix}.idx: documents end at {last} of {len(self.lengths)}")
 
 
+def _allow_files(more: int) -> None:
+    """Raise the limit of open files so that there can be so many more: a mapped file keeps its descriptor."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = len(os.listdir("/proc/self/fd")) + more + 64
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
@@ -191,6 +201,7 @@ class Dataset:
         path = Path(path)
         if path.is_dir():
             manifest = Manifest.read(path)
+            _allow_files(2 * len(manifest.shards))
             shards = tuple(_open_entry(path, entry, manifest) for entry in manifest.shards)
         elif path.with_name(path.name + ".idx").exists():
             manifest, shards = None, (Shard(path),)

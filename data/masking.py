@@ -1,8 +1,8 @@
 """Masked language modelling: which tokens of a sequence are predicted, and what the model sees in their place.
 
-The choice is keyed by (seed, epoch, sequence number): a sequence gets the same mask on any rank, in any micro-batch,
-and another one in the next epoch. Shares follow Devlin et al. (2019): 15 % of the tokens, 80/10/10; rare tokens are
-favoured as XLM does it (Lample and Conneau, 2019): probability proportional to count ^ -0.7.
+The choice is keyed by (seed, corpus, epoch, sequence number): a sequence gets the same mask on any rank, in any
+micro-batch, and another one in the next epoch. Shares follow Devlin et al. (2019): 15 % of the tokens, 80/10/10; rare
+tokens are favoured as XLM does it (Lample and Conneau, 2019): probability proportional to count ^ -0.7.
 """
 
 from dataclasses import dataclass

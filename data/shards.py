@@ -18,7 +18,7 @@ import numpy as np
 import tokenizers
 
 from data.cleaning import Sequences, clean
-from data.encoder import fastest, invalid_lines
+from data.encoder import Reference, fastest, invalid_lines
 from data.indexed import ShardWriter
 from data.manifest import CleaningCounts, CleaningRules, ShardEntry
 from data.text import Range, Selection, blocks
@@ -77,6 +77,7 @@ class Builder:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.encoder, self.form = fastest(tokenizers.Tokenizer.from_str(recipe.tokenizer))
+        self.fast = not isinstance(self.encoder, Reference)
 
     def encode(self, block: bytes, head: bool) -> list[Encoded]:
         """What a block of whole lines becomes in each dataset.
@@ -138,6 +139,7 @@ class ShardFiles:
             source = Path(part.path).name
             entry = dataclasses.replace(entry, name=self.name, source=source, start=part.start, end=part.end)
             made.append(Made(entry, cleaning))
+            commit.sync(place)
         body = [{"entry": dataclasses.asdict(m.entry), "cleaning": dataclasses.asdict(m.cleaning)} for m in made]
         commit.write_text(self.folder / WORK / f"{self.name}.json", json.dumps(body))
 

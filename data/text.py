@@ -21,7 +21,12 @@ from launch.errors import ConfigError, DataError
 
 BLOCK_BYTES = 1 << 20  # text encoded at once: large enough for vectors, small enough for the cache
 STANDARD_INPUT = "-"
-COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+# By their first bytes: a name may end in anything.
+COMPRESSED: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open,
+}  # fmt: skip
+UNREADABLE = {b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"PAR1": "Parquet"}
+MOST_SHARDS = 8192  # each is two mapped files of the trainer
 _MEGABYTE = 1_000_000
 _EDGE = 1 << 16
 
@@ -95,8 +100,27 @@ def expand(patterns: Iterable[str]) -> list[str]:
 
 
 def is_stream(path: str) -> bool:
-    """Whether an input can only be read from its beginning to its end."""
-    return path == STANDARD_INPUT or Path(path).suffix in COMPRESSED
+    """Whether an input can only be read from its beginning to its end.
+
+    Raises:
+        ConfigError: compressed in a way that is not read here.
+    """
+    if path == STANDARD_INPUT:
+        return True
+    head = _head(path)
+    for mark, kind in UNREADABLE.items():
+        if head.startswith(mark):
+            raise ConfigError(f"--input {path}: is {kind}, not text: unpack it, into a pipe perhaps (`--input -`)")
+    return _opener(head) is not None
+
+
+def _head(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(8)
+
+
+def _opener(head: bytes) -> Callable[..., Any] | None:
+    return next((opener for mark, opener in COMPRESSED.items() if head.startswith(mark)), None)
 
 
 def identity(path: str) -> dict[str, Any]:
@@ -117,13 +141,13 @@ def identity(path: str) -> dict[str, Any]:
 
 
 def shard_bytes(paths: list[str], megabytes: int | None) -> int:
-    """Text in one shard: as asked for, or a 64th of all, between 8 and 256 MB."""
+    """Text in one shard: as asked for, or a 64th of all, between 8 and 256 MB; more where shards would be too many."""
     if megabytes is not None:
         return megabytes * _MEGABYTE
     if STANDARD_INPUT in paths:
         return 256 * _MEGABYTE
     total = sum(Path(path).stat().st_size for path in paths)
-    return min(max(total // 64, 8 * _MEGABYTE), 256 * _MEGABYTE)
+    return max(min(max(total // 64, 8 * _MEGABYTE), 256 * _MEGABYTE), total // MOST_SHARDS)
 
 
 def plan(paths: list[str], size: int, limit: int | None) -> tuple[list[Range], int | None]:
@@ -181,6 +205,8 @@ def blocks(part: Range) -> Iterator[bytes]:
             if not block:
                 raise DataError(f"{part.path}: shrank while it was read")
             left -= len(block)
+            if left < 0:
+                raise DataError(f"{part.path}: changed while it was read")
             yield block
 
 
@@ -190,8 +216,12 @@ def stream_blocks(path: str, limit: int | None) -> Iterator[bytes]:
     Raises:
         DataError: what is compressed is damaged or truncated.
     """
-    opener = COMPRESSED.get(Path(path).suffix)
-    file = sys.stdin.buffer if path == STANDARD_INPUT else opener(path, "rb") if opener else open(path, "rb")
+    if path == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise ConfigError("--input -: standard input is closed")
+        file = sys.stdin.buffer
+    else:
+        file = (_opener(_head(path)) or open)(path, "rb")
     with file:
         while limit != 0:
             try:

@@ -4,6 +4,7 @@ What becomes of a code point is asked of the reference tokenizer itself, once fo
 and kept in the cache folder. Chunks whose treatment depends on more than their code points go to the reference.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -39,7 +40,7 @@ class WordPiece:
         self.library = _library()
         model = state["model"]
         unknown = model["vocab"][model["unk_token"]]
-        self.self = self.library.wordpiece_new(MOST_CHUNKS, unknown, model["max_input_chars_per_word"])
+        self.address = self.library.wordpiece_new(MOST_CHUNKS, unknown, model["max_input_chars_per_word"])
         prefix = model["continuing_subword_prefix"]
         for token, number in model["vocab"].items():
             self._add(self.library.wordpiece_word, token, number)
@@ -48,15 +49,15 @@ class WordPiece:
         for token in state["added_tokens"]:
             self._add(self.library.wordpiece_special, token["content"])
         offsets, normalised = code_points(self.reference, state)
-        self.library.wordpiece_code_points(self.self, offsets.ctypes.data, normalised)
+        self.library.wordpiece_code_points(self.address, offsets.ctypes.data, normalised)
 
     def __del__(self) -> None:
-        if hasattr(self, "self"):
-            self.library.wordpiece_delete(self.self)
+        if hasattr(self, "address"):
+            self.library.wordpiece_delete(self.address)
 
     def _add(self, function: Any, text: str, *number: int) -> None:
         content = text.encode()
-        function(self.self, content, len(content), *number)
+        function(self.address, content, len(content), *number)
 
     def encode(self, block: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Ids of the lines of a block, without special tokens around them; the last line may lack its end.
@@ -67,16 +68,16 @@ class WordPiece:
         """
         padded = block + SLACK
         sizes = (ctypes.c_int64 * 3)()
-        self.library.wordpiece_encode(self.self, padded, len(block), sizes)
+        self.library.wordpiece_encode(self.address, padded, len(block), sizes)
         count, lines, open_chunks = sizes
         if open_chunks:
             count = self._ask_reference(padded, open_chunks)
-        ids = _array(self.library.wordpiece_ids(self.self), np.uint32, count)
-        return ids, _array(self.library.wordpiece_lengths(self.self), np.int64, lines)
+        ids = _array(self.library.wordpiece_ids(self.address), np.uint32, count)
+        return ids, _array(self.library.wordpiece_lengths(self.address), np.int64, lines)
 
     def _ask_reference(self, block: bytes, count: int) -> int:
         """Resolve the chunks that the operation left open; the number of ids after that."""
-        places = _array(self.library.wordpiece_open(self.self), np.int64, 4 * count).reshape(count, 4)
+        places = _array(self.library.wordpiece_open(self.address), np.int64, 4 * count).reshape(count, 4)
         chunks = [block[begin : begin + length] for begin, length in places[:, :2].tolist()]
         distinct = list(dict.fromkeys(chunks))
         texts = [chunk.decode(errors="replace") for chunk in distinct]
@@ -84,7 +85,7 @@ class WordPiece:
         answer = {chunk: encoding.ids for chunk, encoding in zip(distinct, encodings, strict=True)}
         counts = np.array([len(answer[chunk]) for chunk in chunks], np.int64)
         ids = np.array([token for chunk in chunks for token in answer[chunk]], np.uint32)
-        return self.library.wordpiece_resolve(self.self, block, ids.ctypes.data, counts.ctypes.data)
+        return self.library.wordpiece_resolve(self.address, block, ids.ctypes.data, counts.ctypes.data)
 
 
 def code_points(reference: tokenizers.Tokenizer, state: dict[str, Any]) -> tuple[np.ndarray, bytes]:
@@ -103,11 +104,9 @@ def code_points(reference: tokenizers.Tokenizer, state: dict[str, Any]) -> tuple
     if content[:head] != hashlib.sha256(content[head:]).digest():  # none yet, or damaged
         offsets, normalised = _read_code_points(reference)
         body = offsets.tobytes() + normalised
-        try:
+        with contextlib.suppress(OSError):  # the next process then reads it out again
             path.parent.mkdir(parents=True, exist_ok=True)
             commit.write_bytes(path, hashlib.sha256(body).digest() + body)
-        except OSError as error:
-            raise native.Unavailable(f"{path}: can't be written: {error.strerror}") from error
         return offsets, normalised
     return np.frombuffer(content, np.uint32, CODE_POINTS + 1, head), content[head + sizes :]
 

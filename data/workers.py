@@ -22,6 +22,7 @@ from data.text import Piece, Range
 from launch.errors import ConfigError, DataError, run
 
 Progress = Callable[[int, int], None]  # bytes of text and tokens that were added
+_MOST_THREADS = 4  # of a stream: unpacking it is slower than they are, and each remembers up to 128 MB of chunks
 _POLL = 0.2  # seconds between two looks at the processes
 _ASK, _DEAL = 1, 2  # tags of MPI messages
 
@@ -51,10 +52,12 @@ def build_locally(recipe: Recipe, parts: list[Range], folder: Path, workers: int
         context.Process(target=_work, args=(recipe, parts, folder, shared, stop, sender), daemon=True)
         for _, sender in pipes
     ]
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the children are born deaf to Ctrl-C
     for process, (_, sender) in zip(processes, pipes, strict=True):
         process.start()
         sender.close()
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         _watch(processes, [receiver for receiver, _ in pipes], shared, progress)
     finally:
         stop.set()
@@ -131,6 +134,7 @@ def _take(shared: Any) -> int:
 
 def encode_stream(recipe: Recipe, pieces: Iterable[Piece], threads: int) -> Iterator[tuple[Piece, list[Encoded]]]:
     """Encode the blocks of a stream by threads, and give them back in their order; few of them are held at a time."""
+    threads = min(threads, _MOST_THREADS)
     builders: SimpleQueue[Builder] = SimpleQueue()
     for _ in range(threads):
         builders.put(Builder(recipe))

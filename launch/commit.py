@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def sync(path: Path) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file by `content`: a reader sees the old file or the new one, whole, also after a power cut."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")  # others may write the same file now
     try:
         with open(partial, "wb") as file:
             file.write(content)

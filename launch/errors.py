@@ -57,7 +57,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 # What a disk, or rights on it, can answer; other OSErrors are our own bugs.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR, errno.ENOTDIR,
-         errno.EFBIG}  # fmt: skip
+         errno.EFBIG, errno.ENAMETOOLONG, errno.ENOLCK}  # fmt: skip
 
 
 def run(main: Callable[[], None], disk: type[DilbertError] = DataError) -> None:

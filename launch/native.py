@@ -22,9 +22,17 @@ class Unavailable(Exception):
 
 
 def cache() -> Path:
-    """Folder of what is made once a machine: `DILBERT_CACHE`, else `dilbert` in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("DILBERT_CACHE") or Path(home) / "dilbert")
+    """Folder of what is made once a machine: `DILBERT_CACHE`, else `dilbert` in the user's cache folder.
+
+    Raises:
+        Unavailable: there is no such folder.
+    """
+    if chosen := os.environ.get("DILBERT_CACHE"):
+        return Path(chosen)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dilbert"
+    except RuntimeError as error:  # a user without a home
+        raise Unavailable(f"no folder for it: set DILBERT_CACHE ({error})") from error
 
 
 @functools.cache

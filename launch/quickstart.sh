@@ -11,12 +11,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 TEACHER=${TEACHER:-} CORPUS=${CORPUS:-} OUT=${OUT:-quickstart}
-TEACHER_STEPS=${TEACHER_STEPS:-4000} STUDENT_STEPS=${STUDENT_STEPS:-800} MAX_LENGTH=${MAX_LENGTH:-128}
+TEACHER_STEPS=${TEACHER_STEPS:-5000} STUDENT_STEPS=${STUDENT_STEPS:-600} MAX_LENGTH=${MAX_LENGTH:-128}
 DS_CONFIG=${DS_CONFIG:-ds_configs/cpu.json}
 # The published recipe masks rare words more often; a small corpus has too few of each to learn from.
 MASKING=""
 [ -n "$TEACHER" ] || MASKING="--mlm-smoothing 0"
-[ -n "$TEACHER$CORPUS" ] && OUT=$OUT-$(basename "${TEACHER:-small}")-$(basename "${CORPUS:-docs}" .txt)
+if [ -n "$TEACHER$CORPUS" ]; then # a folder of its own for each teacher and text, which may change under its name
+  OUT=$OUT-$(basename "${TEACHER:-small}")-$(basename "${CORPUS:-docs}" .txt)
+  [ -z "$CORPUS" ] || OUT=$OUT-$(stat -c '%n %s %Y' "$(realpath "$CORPUS")" | cksum | cut -d ' ' -f 1)
+fi
 GPUS=$(python -c 'import torch; print(torch.cuda.device_count())')
 RANKS=$((GPUS == 1 || $(nproc) == 1 ? 1 : 2))
 [ "$GPUS" = 0 ] && export DS_ACCELERATOR=cpu
@@ -70,8 +73,8 @@ fi
 
 if [ -z "$TEACHER" ]; then
   printf '\n\033[1m== Its architecture\033[0m: %s holds a config.json and the tokenizer, so weights start at random\n' "$TOKENIZER"
-  tee "$TOKENIZER/config.json" <<'JSON'
-{"model_type": "bert", "vocab_size": 8192, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 2,
+  tee "$TOKENIZER/config.json" <<JSON
+{"model_type": "bert", "vocab_size": $(grep -c "" "$TOKENIZER/vocab.txt"), "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 2,
  "intermediate_size": 512, "max_position_embeddings": 128, "initializer_range": 0.05,
  "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 JSON

@@ -233,6 +233,61 @@ def test_another_build_is_refused_not_mixed_in(long_texts, tokenizer_folder, tmp
     assert content_of(tmp_path / "out.partial") == before
 
 
+def test_a_text_that_changes_during_the_build_is_found(
+    long_texts, tokenizer_folder, tmp_path: Path, monkeypatch
+) -> None:
+    """Also where it stays as long as it was, and every range is still there."""
+    source = tmp_path / "a.txt"
+    shutil.copy(long_texts[1], source)
+    clean, calls = shards.clean, []
+
+    def change(*given):
+        calls.append(1)
+        if len(calls) == 2:
+            with open(source, "r+b") as file:
+                file.write(b"X")
+        return clean(*given)
+
+    monkeypatch.setattr(shards, "clean", change)
+    with pytest.raises(DataError, match=r"a\.txt: changed while it was read; remove .*out\.partial"):
+        binarize(Files((str(source),), str(tokenizer_folder), tmp_path / "out", MEGABYTES, 1), CleaningRules())
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_in_the_way_is_left_alone(long_texts, tokenizer_folder, tmp_path: Path) -> None:
+    mine = tmp_path / "out.partial" / "mine"
+    mine.mkdir(parents=True)
+    files = Files((str(long_texts[1]),), str(tokenizer_folder), tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"out\.partial: is in the way, and no unfinished build"):
+        binarize(files, CleaningRules())
+    assert mine.exists()
+    for name in (".", "/", ".."):
+        with pytest.raises(ConfigError, match="must be the name of a new folder"):
+            Files(("x",), "t", Path(name))
+
+
+def test_more_shards_than_a_shell_allows_files(tokenizer_folder, tmp_path: Path) -> None:
+    """Forty shards, eighty mapped files, where sixty-four are allowed."""
+    for number in range(40):
+        (tmp_path / f"{number}.txt").write_text("the cat of the house is in the tree and the dog is at the house .\n")
+    line = command(["*.txt"], tokenizer_folder, tmp_path / "out", "--workers", "1")
+    line[-1] = str(tmp_path / "*.txt")
+    assert run(line).returncode == 0
+    script = (
+        "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (64, r.getrlimit(r.RLIMIT_NOFILE)[1]));"
+        f"from data.indexed import Dataset; print(len(Dataset.open({str(tmp_path / 'out')!r}).shards))"
+    )
+    done = run([sys.executable, "-c", script])
+    assert done.stdout.strip() == "40", done.stderr
+
+
+def test_nothing_held_out_says_so(tokenizer_folder, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("the cat of the house is in the tree and the dog is at the house .\n")
+    files = Files((str(tmp_path / "x.txt"),), str(tokenizer_folder), tmp_path / "out")
+    with pytest.raises(DataError, match=r"no sequence is left for valid/ of 0 lines .*hold out another share"):
+        binarize(files, CleaningRules(), Lines(valid_fraction=1e-9))
+
+
 def test_one_build_at_a_time(long_texts, tokenizer_folder, tmp_path: Path) -> None:
     import fcntl
 
@@ -389,9 +444,7 @@ def test_workers_end_when_their_parent_is_killed(long_texts, tokenizer_folder, t
     while not list(tmp_path.glob("out.partial/work/00*.json")):
         time.sleep(0.01)
         assert process.poll() is None
-    children = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
-    ).stdout.split()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
     process.wait()
     assert children

@@ -85,6 +85,14 @@ def test_a_difference_stops_the_build(backend) -> None:
     assert 20 < found < 120
 
 
+def test_a_huge_line_is_not_handed_to_the_reference(backend) -> None:
+    reference = Reference(backend)
+    huge = b"zebra " * 20_000
+    Checked(Wrong(reference, huge), reference).encode(huge + b"\nthe\n", head=True)
+    with pytest.raises(DataError):
+        Checked(Wrong(reference, b"zebra"), reference).encode(b"zebra\n" + huge + b"\n", head=True)
+
+
 def test_every_line_of_a_block_can_be_the_one_that_is_checked(backend, monkeypatch) -> None:
     checked = []
     reference = Reference(backend)

@@ -75,6 +75,12 @@ def test_why_there_is_none(source: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("DILBERT_CACHE", str(tmp_path / "file"))
     with pytest.raises(native.Unavailable, match="can't be written"):
         native.load(source)
+    with monkeypatch.context() as patch:
+        for name in ("DILBERT_CACHE", "XDG_CACHE_HOME"):
+            patch.delenv(name, raising=False)
+        patch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+        with pytest.raises(native.Unavailable, match="set DILBERT_CACHE"):
+            native.load(source)
     monkeypatch.setenv("DILBERT_NATIVE", "0")
     with pytest.raises(native.Unavailable, match="DILBERT_NATIVE=0"):
         native.load(source)

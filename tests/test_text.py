@@ -90,6 +90,9 @@ def test_shards_are_sized_by_the_input(tmp_path: Path) -> None:
             file.truncate(megabytes * 1_000_000)  # sparse
         assert text.shard_bytes([str(tmp_path / "x")], None) == expected * 1_000_000
     assert text.shard_bytes([str(tmp_path / "x")], 3) == 3_000_000
+    with open(tmp_path / "x", "wb") as file:
+        file.truncate(8 * 10**12)
+    assert 8 * 10**12 / text.shard_bytes([str(tmp_path / "x")], None) <= text.MOST_SHARDS + 1
     assert text.shard_bytes(["-"], None) == 256_000_000
 
 
@@ -116,9 +119,26 @@ def test_compressed_text(tmp_path: Path, monkeypatch, ending: str, compress) -> 
     path.write_bytes(compress(content)[:-10])
     with pytest.raises(DataError, match=f"x{ending}: can't be decompressed"):
         list(Stream(str(path), 3_000, None, 0))
+    path.rename(tmp_path / "x.TXT")  # the name has no say
+    assert text.is_stream(str(tmp_path / "x.TXT"))
     path.write_bytes(b"nothing of the kind")
-    with pytest.raises(DataError, match=f"x{ending}: can't be decompressed"):
-        list(Stream(str(path), 3_000, None, 0))
+    assert not text.is_stream(str(path))
+
+
+@pytest.mark.parametrize(
+    ("mark", "kind"), [(b"\x28\xb5\x2f\xfd", "zstd"), (b"PK\x03\x04", "zip"), (b"PAR1", "Parquet")]
+)
+def test_what_is_no_text_is_refused(tmp_path: Path, mark: bytes, kind: str) -> None:
+    (tmp_path / "x.txt").write_bytes(mark + b"and more")
+    with pytest.raises(ConfigError, match=rf"x\.txt: is {kind}, not text"):
+        text.is_stream(str(tmp_path / "x.txt"))
+
+
+def test_a_file_that_grows_is_found(tmp_path: Path) -> None:
+    """Its last line was not complete when the ranges were cut."""
+    (tmp_path / "x").write_bytes(b"the\nof the house\n")
+    with pytest.raises(DataError, match="x: changed while it was read"):
+        list(text.blocks(Range(0, str(tmp_path / "x"), 0, 7)))
 
 
 def test_standard_input(monkeypatch) -> None:
@@ -165,7 +185,7 @@ def test_line_ends_have_no_say() -> None:
 
 
 def test_patterns(tmp_path: Path) -> None:
-    for name in ("b.txt", "a.txt", "c.gz", "odd[1].txt"):
+    for name in ("b.txt", "a.txt", "odd[1].txt"):
         (tmp_path / name).touch()
     os.mkfifo(tmp_path / "pipe")
     assert text.expand([f"{tmp_path}/?.txt", "-"]) == [f"{tmp_path}/a.txt", f"{tmp_path}/b.txt", "-"]
