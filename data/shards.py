@@ -19,8 +19,8 @@ import tokenizers
 
 from data.cleaning import Sequences, clean
 from data.encoder import Reference, fastest, invalid_lines
-from data.indexed import ShardWriter
 from data.manifest import CleaningCounts, CleaningRules, ShardEntry
+from data.shard_writer import ShardWriter
 from data.text import Range, Selection, blocks
 from data.vocabulary import Vocabulary
 from launch import commit

@@ -8,8 +8,9 @@ import pytest
 
 from data import keyed
 from data.corpora import Corpora, Rows, matching_counts
-from data.indexed import Dataset, ShardWriter
+from data.indexed import Dataset
 from data.order import OrderSettings
+from data.shard_writer import ShardWriter
 from data.token_counts import write_counts
 from data.vocabulary import Vocabulary
 from launch.errors import ConfigError, DataError

@@ -13,8 +13,9 @@ from conftest import VOCABULARY
 from data import describe as module
 from data.binarize import Files, binarize
 from data.describe import Arguments, describe, histogram, samples, verify
-from data.indexed import Dataset, ShardWriter
+from data.indexed import Dataset
 from data.manifest import CleaningRules, Manifest
+from data.shard_writer import ShardWriter
 from launch.errors import ConfigError, DataError, run
 
 

@@ -10,9 +10,10 @@ import torch
 from jobs import make_models
 
 from data.corpora import matching_counts
-from data.indexed import Dataset, ShardWriter
+from data.indexed import Dataset
 from data.loader import HeldOut
 from data.masking import MaskingSettings
+from data.shard_writer import ShardWriter
 from data.token_counts import write_counts
 from launch import evaluate
 from launch.errors import DataError

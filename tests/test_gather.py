@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from data.gather import Reader
-from data.indexed import Dataset, Shard, ShardWriter
+from data.indexed import Dataset, Shard
+from data.shard_writer import ShardWriter
 from launch.errors import DataError
 
 ROOT = Path(__file__).parents[1]

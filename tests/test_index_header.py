@@ -13,7 +13,8 @@ import torch
 
 from data.describe import verify
 from data.index_header import AMBIGUOUS, MAGIC, dtype_of_ids
-from data.indexed import Dataset, Shard, ShardWriter
+from data.indexed import Dataset, Shard
+from data.shard_writer import ShardWriter
 from data.token_counts import count_tokens
 from launch.errors import DataError
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import xxhash
 
-from data.indexed import Dataset, Shard, ShardWriter
+from data.indexed import Dataset, Shard
 from data.manifest import ShardEntry
+from data.shard_writer import ShardWriter
 from launch.errors import DataError
 
 # Documents of one, three and two sequences.
@@ -277,6 +278,10 @@ def test_the_fingerprint_of_a_pair(tmp_path: Path) -> None:
     write_ours(tmp_path / "b", np.uint16, DOCUMENTS)
     write_ours(tmp_path / "c", np.uint16, DOCUMENTS[::-1])
     write_ours(tmp_path / "d", np.int32, DOCUMENTS)
-    a, b, c, d = (Dataset.open(tmp_path / name).fingerprint() for name in "abcd")
+    write_ours(tmp_path / "e", np.uint16, DOCUMENTS)
+    with open(tmp_path / "e.bin", "r+b") as file:
+        file.seek(4)
+        file.write(b"\x01")
+    a, b, c, d, e = (Dataset.open(tmp_path / name).fingerprint() for name in "abcde")
     assert a == b
-    assert len({a, c, d}) == 3
+    assert len({a, c, d, e}) == 4

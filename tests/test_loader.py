@@ -19,10 +19,11 @@ from sparse_corpus import LENGTH, make_readable, write_corpus
 from data import compiled, keyed, loader
 from data.batching import MicroBatch
 from data.corpora import Corpora, Rows, matching_counts
-from data.indexed import Dataset, ShardWriter
+from data.indexed import Dataset
 from data.loader import HeldOut, StreamSettings, Total, TrainingStream, prefetch
 from data.masking import MaskingSettings
 from data.order import OrderSettings, sequences_at
+from data.shard_writer import ShardWriter
 from data.token_counts import write_counts
 from data.vocabulary import Vocabulary
 from launch.errors import DataError

@@ -17,9 +17,10 @@ from data import merge as module
 from data import pair
 from data.binarize import Files, binarize
 from data.describe import describe, samples, verify
-from data.indexed import Dataset, ShardWriter
+from data.indexed import Dataset
 from data.manifest import CleaningCounts, CleaningRules, Manifest
 from data.merge import merge, merge_single, open_all
+from data.shard_writer import ShardWriter
 from data.token_counts import write_counts
 from launch.errors import ConfigError, DataError, run
 

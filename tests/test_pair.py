@@ -9,7 +9,8 @@ import xxhash
 from tqdm import tqdm
 
 from data import pair
-from data.indexed import Shard, ShardWriter
+from data.indexed import Shard
+from data.shard_writer import ShardWriter
 from launch.errors import DataError
 
 

@@ -13,8 +13,9 @@ from conftest import VOCABULARY
 
 from data import token_counts as module
 from data.describe import verify
-from data.indexed import Dataset, ShardWriter
+from data.indexed import Dataset
 from data.manifest import Manifest, file_entry
+from data.shard_writer import ShardWriter
 from data.token_counts import count_tokens, write_counts
 from launch.errors import DataError, run
 

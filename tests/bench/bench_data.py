@@ -22,10 +22,11 @@ import torch
 
 from data import binarize
 from data.corpora import Corpora
-from data.indexed import Dataset, ShardWriter
+from data.indexed import Dataset
 from data.loader import StreamSettings, TrainingStream
 from data.manifest import CleaningRules
 from data.masking import Masker, MaskingSettings
+from data.shard_writer import ShardWriter
 from data.token_counts import count_tokens
 from data.vocabulary import Vocabulary
 from launch.args import flag, parse
