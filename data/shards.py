@@ -1,7 +1,7 @@
 """Text -> shards, one range of the text at a time, each committed as a whole.
 
 A shard is `00012.bin` and `00012.idx`, in the folder of each dataset that is made of the text. Beside them, in the
-folder `work`, is what the manifest will be made of: its counts, and, written last, `00012.json`: what it holds and
+folder `build`, is what the manifest will be made of: its counts, and, written last, `00012.json`: what it holds and
 which bytes it was made from. Where that file is, the shard is complete.
 """
 
@@ -26,7 +26,7 @@ from data.vocabulary import Vocabulary
 from launch import commit
 
 UNFINISHED = ".making-"  # begin of the names of files that are not complete
-WORK = "work"  # folder of what goes when the dataset is complete
+WORK = "build"  # folder of what goes when the dataset is complete
 
 
 @dataclass(frozen=True)

@@ -352,7 +352,7 @@ def test_after_an_error_in_the_middle_the_same_command_goes_on(make, monkeypatch
             make(mixed_text(), rules=CleaningRules())
     gc.collect()
     assert not (tmp_path / "out").exists()
-    done = len(list((tmp_path / "out.partial" / "work").glob("0*.json")))
+    done = len(list((tmp_path / "out.partial" / "build").glob("0*.json")))
     assert done > 0
     capsys.readouterr()
     folder, manifest = make(mixed_text(), rules=CleaningRules())
@@ -377,7 +377,7 @@ def test_an_existing_output_is_refused_untouched(make, tmp_path: Path) -> None:
 def test_what_a_killed_run_left_is_cleared(make, tmp_path: Path) -> None:
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "00007.bin").write_text("old")
-    (tmp_path / "out.partial" / "work").mkdir()
+    (tmp_path / "out.partial" / "build").mkdir()
     folder, _ = make(words(20))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["input0.txt", "out"]
     assert not (folder / "00007.bin").exists()

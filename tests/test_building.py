@@ -122,7 +122,7 @@ def kill_after(seconds: float, line: list[str], folder: Path, begun: bool = True
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    return len([path for path in folder.glob("out.partial/work/*.json") if path.stem.isdigit()])
+    return len([path for path in folder.glob("out.partial/build/*.json") if path.stem.isdigit()])
 
 
 def kill_and_go_on(times: int, seed: int, undisturbed, texts, tokenizer, tmp_path: Path) -> list[int]:
@@ -136,7 +136,7 @@ def kill_and_go_on(times: int, seed: int, undisturbed, texts, tokenizer, tmp_pat
         seconds = generator.uniform(0, 0.5) if begun else generator.uniform(0.3, 2.5)
         line = command(texts, tokenizer, folder / "out", "--workers", str(first))
         complete.append(kill_after(seconds, line, folder, begun))
-        if not (folder / "out").exists() or (folder / "out" / "work").exists():
+        if not (folder / "out").exists() or (folder / "out" / "build").exists():
             done = run(command(texts, tokenizer, folder / "out", "--workers", str(second)))
             assert done.returncode == 0, (seconds, done.stderr)
         assert content_of(folder / "out") == undisturbed, seconds
@@ -183,7 +183,7 @@ def test_control_c(undisturbed, long_texts, tokenizer_folder, tmp_path: Path) ->
     process = subprocess.Popen(
         line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    while not list(tmp_path.glob("out.partial/work/00*.json")):
+    while not list(tmp_path.glob("out.partial/build/00*.json")):
         time.sleep(0.01)
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
@@ -216,7 +216,7 @@ def test_another_build_is_refused_not_mixed_in(long_texts, tokenizer_folder, tmp
         with pytest.raises(Killed):
             build()
     before = content_of(tmp_path / "out.partial")
-    assert "work/00000.json" in before
+    assert "build/00000.json" in before
 
     def refused(words: str, **changed) -> None:
         with pytest.raises(ConfigError, match=words):
@@ -291,8 +291,8 @@ def test_nothing_held_out_says_so(tokenizer_folder, tmp_path: Path) -> None:
 def test_one_build_at_a_time(long_texts, tokenizer_folder, tmp_path: Path) -> None:
     import fcntl
 
-    (tmp_path / "out.partial" / "work").mkdir(parents=True)
-    with open(tmp_path / "out.partial" / "work" / "lock", "w") as lock:
+    (tmp_path / "out.partial" / "build").mkdir(parents=True)
+    with open(tmp_path / "out.partial" / "build" / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="another process is building there"):
             binarize(Files((str(long_texts[1]),), str(tokenizer_folder), tmp_path / "out"), CleaningRules())
@@ -415,7 +415,7 @@ def recipe(tokenizer, rules: CleaningRules | None = None) -> shards.Recipe:
 
 def test_a_worker_that_dies_is_named(long_texts, tokenizer, tmp_path: Path) -> None:
     """Killed by the system, as for lack of memory."""
-    (tmp_path / "work").mkdir()
+    (tmp_path / "build").mkdir()
     ranges, _ = text.plan([str(long_texts[0])], 1_000_000, None)
     seen: list[int] = []
 
@@ -430,7 +430,7 @@ def test_a_worker_that_dies_is_named(long_texts, tokenizer, tmp_path: Path) -> N
 
 
 def test_what_a_worker_meets_is_told(long_texts, tokenizer, tmp_path: Path) -> None:
-    (tmp_path / "work").mkdir()
+    (tmp_path / "build").mkdir()
     ranges, _ = text.plan([str(long_texts[0])], 1_000_000, None)
     shorter = [*ranges[:-1], dataclasses.replace(ranges[-1], end=ranges[-1].end + 10_000_000)]
     with pytest.raises(DataError, match=r"a\.txt: shrank while it was read"):
@@ -441,7 +441,7 @@ def test_what_a_worker_meets_is_told(long_texts, tokenizer, tmp_path: Path) -> N
 def test_workers_end_when_their_parent_is_killed(long_texts, tokenizer_folder, tmp_path: Path) -> None:
     line = command([long_texts[0]], tokenizer_folder, tmp_path / "out", "--workers", "2")
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob("out.partial/work/00*.json")):
+    while not list(tmp_path.glob("out.partial/build/00*.json")):
         time.sleep(0.01)
         assert process.poll() is None
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
