@@ -124,7 +124,7 @@ def binarize(files: Files, rules: CleaningRules, lines: Lines | None = None) -> 
         commit.refuse_existing(files.output)
         with work_folder(job.folder, identity, job.streams):
             extents = build_all(job, files.workers, comm)
-            refuse_changed(text.expand(files.input), identity["input"], job.folder)
+            refuse_changed(job.inputs, identity["input"], job.folder)
             assemble(job, extents, tokenizer)
             commit.publish(job.folder, files.output)
     drop_work(files.output)
@@ -160,7 +160,7 @@ def plan(
         "shard_bytes": size,
     }
     folder = files.output.with_name(files.output.name + ".partial")
-    return Job(folder, recipe, ranges, streams, limit, size), json.loads(json.dumps(identity))
+    return Job(folder, recipe, paths, ranges, streams, limit, size), json.loads(json.dumps(identity))
 
 
 def summary(output: Path, manifest: Manifest) -> str:

@@ -24,6 +24,7 @@ class Job:
 
     Attributes:
         folder: where the shards are made, under its temporary name.
+        inputs: as they were found when the build began.
         ranges: of the plain files.
         streams: inputs that can't be cut.
         limit: lines to take of the streams; None: all.
@@ -32,6 +33,7 @@ class Job:
 
     folder: Path
     recipe: Recipe
+    inputs: list[str]
     ranges: list[Range]
     streams: list[str]
     limit: int | None

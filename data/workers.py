@@ -53,16 +53,19 @@ def build_locally(recipe: Recipe, parts: list[Range], folder: Path, workers: int
         for _, sender in pipes
     ]
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the children are born deaf to Ctrl-C
-    for process, (_, sender) in zip(processes, pipes, strict=True):
-        process.start()
-        sender.close()
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        try:
+            for process, (_, sender) in zip(processes, pipes, strict=True):
+                process.start()
+                sender.close()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         _watch(processes, [receiver for receiver, _ in pipes], shared, progress)
     finally:
         stop.set()
         for process in processes:
-            process.join()
+            if process.pid:
+                process.join()
 
 
 def _watch(processes: list[Any], receivers: list[Connection], shared: Any, progress: Progress) -> None:

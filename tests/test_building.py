@@ -256,6 +256,19 @@ def test_a_text_that_changes_during_the_build_is_found(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_that_comes_during_the_build_is_none_of_its_own(tokenizer_folder, tmp_path: Path, monkeypatch) -> None:
+    line, clean = "the cat of the house is in the tree and the dog is at the house .\n", shards.clean
+    (tmp_path / "1.txt").write_text(line)
+
+    def come(*given):
+        (tmp_path / "2.txt").write_text(line)
+        return clean(*given)
+
+    monkeypatch.setattr(shards, "clean", come)
+    files = Files((str(tmp_path / "*.txt"),), str(tokenizer_folder), tmp_path / "out")
+    assert [made.sequences for made in binarize(files, CleaningRules())] == [1]
+
+
 def test_what_is_in_the_way_is_left_alone(long_texts, tokenizer_folder, tmp_path: Path) -> None:
     mine = tmp_path / "out.partial" / "mine"
     mine.mkdir(parents=True)
