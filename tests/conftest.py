@@ -12,6 +12,7 @@ from pathlib import Path
 # Before torch is imported: these tests are for CPUs, also on a machine with one GPU and two ranks.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+import hypothesis
 import pytest
 
 from data import binarize, compiled
@@ -26,6 +27,10 @@ WORDS = (
 )  # fmt: skip
 PIECES = ("run", "walk", "talk", "##ing", "##ed", "##s", "cat", "dog", "tree", "house", ".", ",", "!", "é", "東")
 VOCABULARY = (*SPECIALS, *WORDS, *PIECES)
+
+if os.environ.get("DILBERT_NO_SKIPS") == "1":  # continuous integration judges a change, not the luck of a draw
+    hypothesis.settings.register_profile("fixed", derandomize=True)
+    hypothesis.settings.load_profile("fixed")
 
 
 def write_vocabulary(folder: Path, tokens: tuple[str, ...] = VOCABULARY) -> Path:
