@@ -8,12 +8,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-# Read when torch loads its OpenMP library: threads that wait for work by spinning make a busy machine ten times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
-# oneDNN keeps what it prepares for each shape, 1024 of them by default; packed batches hardly ever have the same shape
-# twice, and a small model grew to gigabytes.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+from launch import cpu  # noqa: F401  # isort: skip  (before torch)
 
 import torch
 

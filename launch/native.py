@@ -1,7 +1,8 @@
 """C++ operations, built at first use as DeepSpeed builds its own, and loaded by ctypes.
 
-A library is cached by its content: source, compiler, flags and the processor's features, so that nodes that share a
-home folder but not a processor each find their own. `DILBERT_NATIVE=0` does without; every operation has a plain form.
+A library is cached by its content: source, headers beside it, compiler, flags and the processor's features, so that
+nodes that share a home folder but not a processor each find their own. `DILBERT_NATIVE=0` does without; every operation
+has a plain form.
 """
 
 import ctypes
@@ -49,6 +50,8 @@ def load(source: Path, *flags: str) -> ctypes.CDLL:
         raise Unavailable("DILBERT_NATIVE=0")
     compiler = _compiler()
     content = hashlib.sha256(source.read_bytes())
+    for header in sorted(source.parent.glob("*.h")):
+        content.update(header.read_bytes())
     for part in (*FLAGS, *flags, compiler, _output(compiler, "--version"), _processor()):
         content.update(part.encode())
     library = cache() / f"{source.stem}-{content.hexdigest()[:16]}.so"

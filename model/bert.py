@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from model.config import BertConfig
 from model.kernels.attention import packed_attention
 from model.kernels.distillation import Head
+from model.kernels.residual import residual_norm
 
 
 def activation(name: str, x: Tensor) -> Tensor:
@@ -58,22 +59,27 @@ class Layer(nn.Module):
         self.hidden_act = config.hidden_act
         self.qkv = nn.Linear(D, 3 * D)
         self.attention_output = nn.Linear(D, D)
-        self.attention_output_dropout = nn.Dropout(config.attention_output_dropout)
+        self.attention_output_dropout = config.attention_output_dropout
         self.attention_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
         self.intermediate = nn.Linear(D, config.intermediate_size)
         self.output = nn.Linear(config.intermediate_size, D)
-        self.output_dropout = nn.Dropout(config.hidden_dropout)
+        self.output_dropout = config.hidden_dropout
         self.output_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
 
     def forward(self, x_TD: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """TD -> TD."""
         T, D = x_TD.shape
-        q_TNH, k_TNH, v_TNH = self.qkv(x_TD).view(T, 3, self.heads, D // self.heads).unbind(1)
-        dropout = self.attention_dropout if self.training else 0.0
-        a_TD = packed_attention(q_TNH, k_TNH, v_TNH, cu_seqlens, max_seqlen, dropout).reshape(T, D)
-        x_TD = self.attention_norm(x_TD + self.attention_output_dropout(self.attention_output(a_TD)))
+        qkv_T3NH = self.qkv(x_TD).view(T, 3, self.heads, D // self.heads)
+        a_TD = packed_attention(qkv_T3NH, cu_seqlens, max_seqlen, self._rate(self.attention_dropout)).reshape(T, D)
+        x_TD = self._end(self.attention_output(a_TD), x_TD, self.attention_norm, self.attention_output_dropout)
         f_TD = self.output(activation(self.hidden_act, self.intermediate(x_TD)))
-        return self.output_norm(x_TD + self.output_dropout(f_TD))
+        return self._end(f_TD, x_TD, self.output_norm, self.output_dropout)
+
+    def _end(self, y_TD: Tensor, x_TD: Tensor, norm: nn.LayerNorm, dropout: float) -> Tensor:
+        return residual_norm(y_TD, x_TD, norm.weight, norm.bias, norm.eps, self._rate(dropout))
+
+    def _rate(self, dropout: float) -> float:
+        return dropout if self.training else 0.0
 
 
 class Encoder(nn.Module):

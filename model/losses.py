@@ -1,7 +1,7 @@
 """The three losses of distillation, and their weighted sum (Sanh et al., 2019, "DistilBERT").
 
-Pure functions that return sums, in fp32; the means are taken with the *global* counts of a step, so that the result
-does not depend on how the step was cut into micro-batches.
+Pure functions that return sums, in fp32 (of fp64 in fp64, for tests); the means are taken with the *global* counts of
+a step, so that the result does not depend on how the step was cut into micro-batches.
 
 R rows, V vocabulary, D hidden size.
 """
@@ -50,6 +50,11 @@ class Objective:
         return Objective(alpha_ce=0.0, alpha_mlm=1.0, alpha_cos=0.0, alpha_mse=0.0)
 
 
+def _fp32(x: Tensor) -> Tensor:
+    """In fp32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def soft_target_kl(student_RV: Tensor, teacher_RV: Tensor, temperature: float) -> Tensor:
     """T^2 * sum over rows of KL(softmax(t / T) || softmax(s / T)), summed over the vocabulary (Hinton et al., 2015).
 
@@ -59,24 +64,24 @@ def soft_target_kl(student_RV: Tensor, teacher_RV: Tensor, temperature: float) -
     Returns:
         scalar, fp32, in nats.
     """
-    log_s_RV = F.log_softmax(student_RV.float() / temperature, -1)
-    log_t_RV = F.log_softmax(teacher_RV.float() / temperature, -1)
+    log_s_RV = F.log_softmax(_fp32(student_RV) / temperature, -1)
+    log_t_RV = F.log_softmax(_fp32(teacher_RV) / temperature, -1)
     return F.kl_div(log_s_RV, log_t_RV, reduction="sum", log_target=True) * temperature**2
 
 
 def mlm_cross_entropy(logits_RV: Tensor, labels_R: Tensor) -> Tensor:
     """Sum over rows of -log softmax(logits)[label]: scalar, fp32, in nats."""
-    return F.cross_entropy(logits_RV.float(), labels_R, reduction="sum")
+    return F.cross_entropy(_fp32(logits_RV), labels_R, reduction="sum")
 
 
 def hidden_cosine(student_RD: Tensor, teacher_RD: Tensor) -> Tensor:
     """Sum over rows of 1 - cos(student, teacher): scalar, fp32."""
-    return (1.0 - F.cosine_similarity(student_RD.float(), teacher_RD.float(), dim=-1)).sum()
+    return (1.0 - F.cosine_similarity(_fp32(student_RD), _fp32(teacher_RD), dim=-1)).sum()
 
 
 def logit_mse(student_RV: Tensor, teacher_RV: Tensor) -> Tensor:
     """Sum over rows and vocabulary of the squared difference of logits: scalar, fp32."""
-    return F.mse_loss(student_RV.float(), teacher_RV.float(), reduction="sum")
+    return F.mse_loss(_fp32(student_RV), _fp32(teacher_RV), reduction="sum")
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,16 @@ from model.kernels import attention
 Form = Callable[..., Tensor]
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout: float = 0.0) -> Tensor:
-    return attention.reference(q, k, v, cu_seqlens, dropout)
+def form_of(name: str) -> Form:
+    def form(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout: float = 0.0) -> Tensor:
+        return attention.FORMS[name](torch.stack([q, k, v], 1), cu_seqlens, int(cu_seqlens.diff().max()), dropout)
+
+    form.__name__ = name
+    return form
 
 
-def per_sequence(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout: float = 0.0) -> Tensor:
-    return attention.per_sequence(q, k, v, cu_seqlens, dropout)
-
-
-def padded(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout: float = 0.0) -> Tensor:
-    return attention.padded(q, k, v, cu_seqlens, int(cu_seqlens.diff().max()), dropout)
-
-
-FORMS = [reference, per_sequence, padded]
+reference, rows, per_sequence, padded = map(form_of, ("reference", "rows", "per sequence", "padded"))
+FORMS = [reference, rows, per_sequence, padded]
 LENGTHS = [[1], [9], [1, 1, 1], [3, 4], [1, 40, 2, 17], [64, 1, 1], [5, 5, 5, 5]]
 
 every_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
@@ -113,7 +110,7 @@ def test_sequences_do_not_see_each_other(form: Form) -> None:
     assert largest(before[4:10] - after[4:10]) > 0.1
 
 
-@pytest.mark.parametrize("form", [per_sequence, padded], ids=lambda form: form.__name__)
+@pytest.mark.parametrize("form", [rows, per_sequence, padded], ids=lambda form: form.__name__)
 def test_nan_stays_in_its_sequence(form: Form) -> None:
     """Boundaries select; they do not multiply by 0, which would let NaN through."""
     q, k, v = random_qkv(13)
@@ -151,9 +148,11 @@ def test_no_dropout_draws_nothing(form: Form) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("form", [per_sequence, padded], ids=lambda form: form.__name__)
+@pytest.mark.parametrize("form", [rows, per_sequence, padded], ids=lambda form: form.__name__)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_low_precision_errs_at_most_twice_as_much_as_the_formula_in_it(form: Form, dtype: torch.dtype) -> None:
+    if (form, dtype) == (rows, torch.float16):
+        form = per_sequence  # no row kernels for it
     lengths = [1, 33, 20]
     low = random_qkv(54, dtype=dtype)
     exact = plain(*low, lengths)
@@ -167,32 +166,110 @@ def test_low_precision_errs_at_most_twice_as_much_as_the_formula_in_it(form: For
 
 def test_padded_never_waits_for_the_device() -> None:
     """Meta tensors have no values: any look at one (a length, a sum, a mask's indices) would raise."""
-    q, k, v = (torch.empty(30, 2, 8, device="meta", requires_grad=True) for _ in range(3))
+    qkv = torch.empty(30, 3, 2, 8, device="meta", requires_grad=True)
     cu_seqlens = torch.empty(4, dtype=torch.int32, device="meta")
-    out = attention.packed_attention(q, k, v, cu_seqlens, max_seqlen=20, dropout=0.1)
+    out = attention.packed_attention(qkv, cu_seqlens, max_seqlen=20, dropout=0.1)
     assert out.shape == (30, 2, 8)
     out.sum().backward()
     with pytest.raises(Exception, match="meta"):
-        attention.per_sequence(q, k, v, cu_seqlens)
+        attention.per_sequence(qkv, cu_seqlens, 20)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_gradient_under_dropout(dtype: torch.dtype) -> None:
+    """Against the formula with the very weights that were kept, read off an output whose values are the identity."""
+    lengths = [6, 9]
+    q, k = (torch.randn(15, 1, 15, generator=torch.Generator().manual_seed(i)).to(dtype) for i in range(2))
+    q, k = q.requires_grad_(), k.requires_grad_()
+    eye = torch.eye(15, dtype=dtype)[:, None, :].clone().requires_grad_()
+    torch.manual_seed(3)
+    out = rows(q, k, eye, boundaries(lengths), 0.3)
+    kept = (out[:, 0] > 0).double() / 0.7
+    exact_q, exact_k, exact_v = (x.detach().double().requires_grad_() for x in (q, k, eye))
+    scores = exact_q[:, 0] @ exact_k[:, 0].T / math.sqrt(15)
+    sequence = torch.tensor([0] * 6 + [1] * 9)
+    weights = scores.masked_fill(sequence[:, None] != sequence[None], -math.inf).softmax(-1)
+    tolerance = 1e-6 if dtype == torch.float32 else 2e-2
+    assert 0 < float((kept == 0).double().mean()) - (1 - (36 + 81) / 225) < 0.3
+    assert largest(out[:, 0].double() - weights * kept) < tolerance
+    goal = gradients((weights * kept @ exact_v[:, 0])[:, None], [exact_q, exact_k, exact_v])
+    for mine, best in zip(gradients(out, [q, k, eye]), goal, strict=True):
+        assert largest(mine.double() - best) < 3 * tolerance
+
+
+def test_threads_change_nothing() -> None:
+    q, k, v = random_qkv(90)
+    found = []
+    for threads in (1, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            torch.manual_seed(1)
+            found.append(rows(q, k, v, boundaries([50, 40]), 0.2))
+        finally:
+            torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+@every_form
+def test_empty_sequences(form: Form) -> None:
+    """They fill the list of boundaries up to a fixed number."""
+    q, k, v = random_qkv(9)
+    full, filled = boundaries([4, 5]), boundaries([4, 0, 5, 0, 0])
+    found, expected = form(q, k, v, filled), form(q, k, v, full)
+    torch.testing.assert_close(found, expected)
+    for mine, theirs in zip(gradients(found, [q, k, v]), gradients(expected, [q, k, v]), strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.parametrize(
-    ("choice", "device", "expected"),
+    ("choice", "device", "dtype", "dropout", "expected"),
     [
-        ("auto", "cpu", "per_sequence"),
-        ("auto", "meta", "padded"),
-        ("reference", "cpu", "reference"),
-        ("reference", "meta", "reference"),
+        ("auto", "cpu", torch.float32, 0.1, "rows"),
+        ("auto", "cpu", torch.bfloat16, 0.0, "rows"),
+        ("auto", "cpu", torch.float16, 0.1, "per sequence"),
+        ("auto", "meta", torch.float32, 0.1, "padded"),
+        ("auto", "cuda 7.0", torch.float16, 0.1, "padded"),
+        ("auto", "cuda 7.5", torch.float16, 0.0, "padded"),
+        ("auto", "cuda 8.0", torch.float32, 0.0, "padded"),
+        ("auto", "cuda 8.0", torch.float16, 0.0, "varlen"),
+        ("auto", "cuda 9.0", torch.bfloat16, 0.0, "varlen"),
+        ("auto", "cuda 9.0", torch.bfloat16, 0.1, "flash"),
+        ("reference", "cpu", torch.float32, 0.0, "reference"),
+        ("reference", "cuda 9.0", torch.bfloat16, 0.0, "reference"),
     ],
 )
-def test_dispatch(choice: str, device: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_form_runs(
+    choice: str, device: str, dtype: torch.dtype, dropout: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, _, capability = device.partition(" ")
+    numbers = tuple(map(int, capability.split("."))) if capability else ()
+    with chosen_kernels(monkeypatch, choice), monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "get_device_capability", lambda _: numbers)
+        assert attention.form.__wrapped__(torch.device(name), dtype, dropout > 0) == expected
+
+
+def test_the_chosen_form_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
-    for name in ("reference", "per_sequence", "padded"):
-        monkeypatch.setattr(attention, name, lambda *arguments, name=name: called.append((name, arguments[-1])))
-    q = torch.empty(3, 1, 2, device=device)
-    with chosen_kernels(monkeypatch, choice):
-        attention.packed_attention(q, q, q, boundaries([3]).to(device), 3, 0.5)
-    assert called == [(expected, 0.5)]
+    monkeypatch.setitem(attention.FORMS, "padded", lambda *arguments: called.append(arguments[2:]))
+    attention.packed_attention(torch.empty(3, 3, 1, 2, device="meta"), torch.empty(2, device="meta"), 3, 0.5)
+    assert called == [(3, 0.5)]
+
+
+@pytest.mark.parametrize("name", ["varlen", "flash"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_forms_for_gpus_are_called_as_torch_wants_it(name: str, dtype: torch.dtype) -> None:
+    """On meta tensors: shapes and signatures, forward and backward, but no numbers."""
+    qkv = torch.empty(64, 3, 2, 32, device="meta", dtype=dtype, requires_grad=True)
+    cu_seqlens = torch.empty(5, device="meta", dtype=torch.int32)
+    out = attention.FORMS[name](qkv, cu_seqlens, 32, 0.1 if name == "flash" else 0.0)
+    assert (out.shape, out.dtype) == ((64, 2, 32), dtype)
+    assert torch.autograd.grad(out.sum(), qkv)[0].shape == qkv.shape
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "library", lambda name: None)
+    assert attention.form.__wrapped__(torch.device("cpu"), torch.float32, True) == "per sequence"
 
 
 def test_kernels_are_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,9 +122,8 @@ def test_every_kernel_gives_the_same_model(lengths: list[int], monkeypatch: pyte
         wanted = [p for p in mine.parameters() if p is not mine.embeddings.token_type.weight]
         return logits, list(torch.autograd.grad((logits * weights).sum(), wanted))
 
-    logits, gradients = run(lambda q, k, v, cu, longest, dropout: attention.reference(q, k, v, cu, dropout))
-    forms = [lambda q, k, v, cu, longest, dropout: attention.per_sequence(q, k, v, cu, dropout), attention.padded]
-    for form in forms:
+    logits, gradients = run(attention.reference)
+    for form in (attention.rows, attention.per_sequence, attention.padded):
         other_logits, other_gradients = run(form)
         assert largest(other_logits - logits) < 1e-5
         for found, expected in zip(other_gradients, gradients, strict=True):

@@ -3,36 +3,46 @@
 T tokens of all sequences, S sequences, L the longest of them, N heads, H width of a head.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from model import kernels
+from model.kernels import attention_rows
 
 
-def packed_attention(
-    q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float = 0.0
-) -> Tensor:
+def packed_attention(qkv_T3NH: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float = 0.0) -> Tensor:
     """softmax(q k^T / sqrt(H)) v within each sequence (Vaswani et al., 2017, eq. 1).
 
     Args:
-        q_TNH, k_TNH, v_TNH: sequences one after another, in the same floating dtype.
-        cu_seqlens: int32 [S + 1], cumulative lengths, 0 first.
-        max_seqlen: the longest sequence, known to the host so that nothing waits for the device.
+        qkv_T3NH: queries, keys and values, sequences one after another.
+        cu_seqlens: int32 [S + 1], cumulative lengths, 0 first. A sequence may be empty.
+        max_seqlen: at least the longest sequence, known to the host so that nothing waits for the device.
         dropout: probability of dropping an attention weight; 0 in evaluation.
 
     Returns:
         TNH, the dtype of q.
     """
+    return FORMS[form(qkv_T3NH.device, qkv_T3NH.dtype, dropout > 0)](qkv_T3NH, cu_seqlens, max_seqlen, dropout)
+
+
+@functools.cache
+def form(device: torch.device, dtype: torch.dtype, dropout: bool) -> str:
+    """The fastest of FORMS for this device and dtype that does dropout, if that is asked for."""
     if kernels.selected() == "reference":
-        return reference(q_TNH, k_TNH, v_TNH, cu_seqlens, dropout)
-    if q_TNH.device.type == "cpu":
-        return per_sequence(q_TNH, k_TNH, v_TNH, cu_seqlens, dropout)
-    return padded(q_TNH, k_TNH, v_TNH, cu_seqlens, max_seqlen, dropout)
+        return "reference"
+    if device.type == "cpu":
+        return "rows" if dtype in attention_rows.DTYPES and attention_rows.available() else "per sequence"
+    flash = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and dtype in _16_BIT
+    return ("flash" if dropout else "varlen") if flash else "padded"
 
 
-def reference(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, cu_seqlens: Tensor, dropout: float = 0.0) -> Tensor:
+def reference(qkv_T3NH: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float = 0.0) -> Tensor:
     """The formula as it stands, over all pairs of tokens, those of different sequences masked out."""
+    q_TNH, k_TNH, v_TNH = qkv_T3NH.unbind(1)
     T, _, H = q_TNH.shape
     sequence_T = torch.bucketize(torch.arange(T, device=q_TNH.device), cu_seqlens, right=True)
     scores_NTT = torch.einsum("tnh,snh->nts", q_TNH, k_TNH) * H**-0.5
@@ -41,21 +51,39 @@ def reference(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, cu_seqlens: Tensor, d
     return torch.einsum("nts,snh->tnh", weights_NTT, v_TNH)
 
 
-def per_sequence(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, cu_seqlens: Tensor, dropout: float = 0.0) -> Tensor:
+def rows(qkv_T3NH: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float = 0.0) -> Tensor:
+    """torch's matrix products with row kernels in C++ between them: for CPUs, fp32 and bf16."""
+    return attention_rows.attention(qkv_T3NH, cu_seqlens, dropout)
+
+
+def varlen(qkv_T3NH: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float = 0.0) -> Tensor:
+    """torch's FlashAttention for packed sequences: 16 bit, compute capability 8.0 and later, no dropout."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    assert not dropout
+    return varlen_attn(*qkv_T3NH.unbind(1), cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+
+
+def flash(qkv_T3NH: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float = 0.0) -> Tensor:
+    """What is below `varlen`, which has no dropout."""
+    return torch.ops.aten._flash_attention_forward(
+        *qkv_T3NH.unbind(1), cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout, False, False
+    )[0]
+
+
+def per_sequence(qkv_T3NH: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float = 0.0) -> Tensor:
     """One call of torch's attention for each sequence: no padding. Reads the boundaries on the host: for CPUs."""
-    lengths = cu_seqlens.diff().tolist()
     parts = []
-    for q, k, v in zip(q_TNH.split(lengths), k_TNH.split(lengths), v_TNH.split(lengths), strict=True):
-        q_1NLH, k_1NLH, v_1NLH = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+    for qkv_L3NH in qkv_T3NH.split(cu_seqlens.diff().tolist()):
+        q_1NLH, k_1NLH, v_1NLH = qkv_L3NH.permute(1, 2, 0, 3).unsqueeze(1)
         out_1NLH = F.scaled_dot_product_attention(q_1NLH, k_1NLH, v_1NLH, dropout_p=dropout)
         parts.append(out_1NLH.squeeze(0).transpose(0, 1))
     return torch.cat(parts)
 
 
-def padded(
-    q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float = 0.0
-) -> Tensor:
+def padded(qkv_T3NH: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float = 0.0) -> Tensor:
     """One call of torch's attention over sequences padded to the longest, without a host-device synchronisation."""
+    q_TNH, k_TNH, v_TNH = qkv_T3NH.unbind(1)
     T, N, H = q_TNH.shape
     S, L = cu_seqlens.numel() - 1, max_seqlen
     lengths_S = cu_seqlens.diff()
@@ -71,3 +99,10 @@ def padded(
         pad(q_TNH), pad(k_TNH), pad(v_TNH), attn_mask=mask_S11L, dropout_p=dropout
     )
     return out_SNLH.transpose(1, 2).reshape(S * L, N, H).index_select(0, slot_T)
+
+
+_16_BIT = (torch.bfloat16, torch.float16)
+FORMS: dict[str, Callable[[Tensor, Tensor, int, float], Tensor]] = {
+    "reference": reference, "rows": rows, "per sequence": per_sequence, "varlen": varlen, "flash": flash,
+    "padded": padded,
+}  # fmt: skip

@@ -10,6 +10,7 @@ R rows (tokens), C rows of a chunk, D hidden size, V vocabulary, P vocabulary wi
 import ctypes
 import functools
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,8 @@ def vocabulary_losses(student: Head, teacher: Head | None, labels_R: Tensor, wei
         loss: scalar, fp32.
         values: fp64 [5], unweighted sums over rows, named by VALUES: temperature^2 * KL, cross-entropy, squared
             differences, rows whose first choice is the label, labelled rows whose first choice is the teacher's.
-                Without gradient all of them are computed; with it, those that have no weight may be 0. Detached.
+                Without gradient all of them are computed; with it, losses that have no weight and the counts of first
+                choices may be 0. Detached.
     """
     if kernels.selected() == "reference":
         return reference(student, teacher, labels_R, weights)
@@ -111,7 +113,9 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, *outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         if outputs[0] is None:
             return (None,) * 7
-        return *ctx.gradients.scaled(outputs[0].float() * ctx.common), None, None, None, None
+        gradients, ctx.gradients = ctx.gradients, None
+        assert gradients, "the gradients were scaled in place: a second backward pass has none"
+        return *gradients.scaled(outputs[0].float() * ctx.common), None, None, None, None
 
 
 def chunked(
@@ -125,7 +129,7 @@ def chunked(
     """
     R, V = labels_R.numel(), student.word_VD.shape[0]
     size = max(min(CHUNK.get(labels_R.device.type, CHUNK["cuda"]), R), 1)
-    ours, theirs = _Decoder(student, size), _Decoder(teacher, size) if teacher is not None else None
+    ours, theirs = _Decoder("student", student, size), _Decoder("teacher", teacher, size) if teacher else None
     total_5 = torch.zeros(len(VALUES), dtype=torch.float64, device=labels_R.device)
     for at in range(0, R, size):
         span = slice(at, at + size)
@@ -142,12 +146,12 @@ def chunked(
 class _Decoder:
     """Logits of a chunk, always into the same memory."""
 
-    def __init__(self, head: Head, size: int) -> None:
+    def __init__(self, name: str, head: Head, size: int) -> None:
         filler = -head.word_VD.shape[0] % _ALIGNMENT
         self.hidden_RD = head.hidden_RD
         self.word_PD = F.pad(head.word_VD, (0, 0, 0, filler)) if filler else head.word_VD
         self.bias_P = F.pad(head.bias_V, (0, filler))
-        self.memory_CP = self.word_PD.new_empty(size, self.word_PD.shape[0])
+        self.memory_CP = _memory(name, (size, self.word_PD.shape[0]), self.word_PD)
 
     def logits(self, span: slice) -> Tensor:
         """CP; columns from V on are filler."""
@@ -173,7 +177,8 @@ class _Gradients:
         if gradient_CP.dtype == torch.float32:
             self.of_word_PD.addmm_(gradient_CP.t(), hidden_CD)
         else:
-            self.of_word_PD += gradient_CP.t() @ hidden_CD
+            scratch_PD = _memory("gradient", tuple(self.of_word_PD.shape), gradient_CP)
+            _accumulate(self.of_word_PD, torch.mm(gradient_CP.t(), hidden_CD, out=scratch_PD))
         ones_1C = gradient_CP.new_ones(1, gradient_CP.shape[0])  # a product is several times faster than a sum
         self.of_bias_P += (ones_1C @ gradient_CP)[0]
 
@@ -181,7 +186,31 @@ class _Gradients:
         """Times a factor, in fp32 before the cast: gradients of hidden states, word embedding and bias."""
         word, bias = self.dtypes
         of_hidden_RD = (self.of_hidden_RD.float() * factor).to(self.hidden_RD.dtype)
-        return of_hidden_RD, (self.of_word_PD[: self.V] * factor).to(word), (self.of_bias_P[: self.V] * factor).to(bias)
+        self.of_word_PD *= factor
+        return of_hidden_RD, self.of_word_PD[: self.V].to(word), (self.of_bias_P[: self.V] * factor).to(bias)
+
+
+_kept: dict[str, Tensor] = {}
+
+
+def _memory(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Memory of the dtype and on the device of another tensor. On CPUs, where the system's pages cost as much as many a
+    kernel, it is kept from one micro-batch to the next."""
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    kept = _kept.get(name)
+    if kept is None or kept.dtype != like.dtype or kept.numel() < math.prod(shape):
+        kept = _kept[name] = like.new_empty(math.prod(shape))
+    return kept[: math.prod(shape)].view(shape)
+
+
+def _accumulate(into: Tensor, what: Tensor) -> None:
+    """into += what, in fp32; torch would make a copy in fp32 first."""
+    if into.device.type == "cpu" and what.dtype == torch.bfloat16 and (library := _library()):
+        pointers = (ctypes.c_void_p(x.data_ptr()) for x in (into, what))
+        library.accumulate(*pointers, ctypes.c_int64(into.numel()), ctypes.c_int32(torch.get_num_threads()))
+    else:
+        into += what
 
 
 # Logits of student (overwritten by the gradient) and teacher CP, labels C, weights, V, whether the gradient is needed
@@ -191,10 +220,14 @@ RowKernel = Callable[[Tensor, Tensor | None, Tensor, Weights, int, bool], Tensor
 
 def row_kernel(student: Head, teacher: Head | None) -> RowKernel:
     """The fastest row kernel for a device and dtype."""
+    device = student.hidden_RD.device.type
     dtypes = {head.hidden_RD.dtype for head in (student, teacher) if head is not None}
-    known = len(dtypes) == 1 and dtypes <= {torch.float32, torch.bfloat16}
-    if student.hidden_RD.device.type == "cpu" and known and _library():
+    if len(dtypes) > 1:
+        return eager_rows
+    if device == "cpu" and dtypes <= {torch.float32, torch.bfloat16} and _library():
         return native_rows
+    if device == "cuda" and dtypes <= {torch.float32, torch.bfloat16, torch.float16}:
+        return _triton_rows() or eager_rows
     return eager_rows
 
 
@@ -270,3 +303,13 @@ def _library() -> ctypes.CDLL | None:
     except native.Unavailable as reason:
         logging.getLogger(__name__).warning("the distillation loss runs without its C++ kernel: %s", reason)
         return None
+
+
+@functools.cache
+def _triton_rows() -> RowKernel | None:
+    try:
+        from model.kernels.distillation_triton import triton_rows
+    except ImportError as reason:
+        logging.getLogger(__name__).warning("the distillation loss runs without its Triton kernel: %s", reason)
+        return None
+    return triton_rows

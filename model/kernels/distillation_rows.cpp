@@ -1,10 +1,9 @@
 // The row kernel of the distillation loss on CPUs. What it computes is said by `eager_rows` in distillation.py; one read
 // of both rows of logits from memory, fp32 inside, the gradient written over the student's logits.
 #include <algorithm>
-#include <bit>
-#include <cmath>
-#include <cstdint>
 #include <vector>
+
+#include "rows.h"
 
 // Mirrors distillation.py's ctypes structure.
 struct Rows {
@@ -18,30 +17,6 @@ struct Rows {
 };
 
 namespace {
-
-float read(const float* p) { return *p; }
-float read(const uint16_t* p) { return std::bit_cast<float>(static_cast<uint32_t>(*p) << 16); }
-void write(float* p, float x) { *p = x; }
-void write(uint16_t* p, float x) {  // to the nearest, ties to even
-  uint32_t bits = std::bit_cast<uint32_t>(x);
-  *p = static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
-// e^x for x <= 0, to 2 units in the last place, in steps that compilers vectorise; 0 below -87.
-float exponential(float x) {
-  float n = std::floor(x * 1.44269504f + 0.5f);
-  n = n < -126.0f ? -126.0f : n;
-  float r = x - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts (Cody and Waite, 1980)
-  float p = 1.9875691500e-4f;  // the polynomial of Cephes's expf
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  float scaled = p * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
-  return x < -87.0f ? 0.0f : scaled;
-}
 
 struct Scratch {
   std::vector<float> s, t, e;
@@ -150,3 +125,9 @@ void all(const Rows& r) {
 }  // namespace
 
 extern "C" void distillation_rows(const Rows* rows) { rows->bf16 ? all<uint16_t>(*rows) : all<float>(*rows); }
+
+// into += what, bf16 to fp32
+extern "C" void accumulate(float* into, const uint16_t* what, int64_t n, int32_t threads) {
+#pragma omp parallel for simd schedule(static) num_threads(threads)
+  for (int64_t i = 0; i < n; ++i) into[i] += read(what + i);
+}

@@ -22,9 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-# As in training (launch/distributed.py), for all variants: threads that spin would make CPU times meaningless.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
+from launch import cpu  # noqa: F401  # isort: skip  (the same for all variants)
 
 import numpy as np
 import torch
@@ -203,7 +201,7 @@ def measure(arguments: Arguments, name: str) -> dict[str, Any]:
     data = sequences(arguments, arguments.sequences)
     for batch in batches(data[: 2 * size], size, grouped=bool(attention)):
         step(batch)
-    wall, cpu, losses = time.perf_counter(), time.process_time(), []
+    wall, processor, losses = time.perf_counter(), time.process_time(), []
     for batch in batches(data, size, grouped=bool(attention)):
         losses.append(step(batch))
     tokens = sum(s.ids.size for s in data)
@@ -211,8 +209,8 @@ def measure(arguments: Arguments, name: str) -> dict[str, Any]:
     if device.type == "cuda":
         highest = torch.cuda.max_memory_allocated() / 2**20
     return {
-        "wall": tokens / (time.perf_counter() - wall), "cpu": tokens / (time.process_time() - cpu), "memory": highest,
-        "loss": statistics.fmean(losses),
+        "wall": tokens / (time.perf_counter() - wall), "cpu": tokens / (time.process_time() - processor),
+        "memory": highest, "loss": statistics.fmean(losses),
     }  # fmt: skip
 
 
