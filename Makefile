@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup quickstart test test-slow test-all check format bench
+.PHONY: help setup triton quickstart test test-slow test-all test-gpu check format bench
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,6 +17,9 @@ setup: .venv/installed  ## make .venv and install what constraints.txt pins
 	$(BIN)/python -m pip install --quiet --group dev --constraint constraints.txt
 	touch $@
 
+triton: .venv/installed  ## add Triton, for the tests of the CUDA kernels on a CPU (with torch for CUDA it is there)
+	$(BIN)/python -m pip install --quiet --group triton --constraint constraints.txt
+
 quickstart: .venv/installed  ## a whole distillation in minutes: make quickstart [TEACHER=bert-base-uncased CORPUS=dump.txt]
 	TEACHER="$(TEACHER)" CORPUS="$(CORPUS)" bash launch/quickstart.sh
 
@@ -28,6 +31,9 @@ test-slow: .venv/installed  ## the long tests alone
 
 test-all: .venv/installed  ## the long tests, too
 	$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu:  ## the tests that are for a GPU; by the PYTHON that has torch, where there is no .venv
+	DILBERT_TEST_GPU=1 $(PYTHON) -m pytest -m gpu tests/test_distillation.py tests/test_triton.py
 
 check: .venv/installed  ## formatting, lint, types, tests
 	$(BIN)/ruff format --check .

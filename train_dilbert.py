@@ -15,6 +15,7 @@ from launch import distributed  # isort: skip  (before torch and DeepSpeed: it s
 
 import torch
 
+from data.batching import MicroBatch
 from data.corpora import Corpora
 from data.indexed import Dataset
 from data.loader import HeldOut, StreamSettings, TrainingStream, prefetch
@@ -26,7 +27,7 @@ from launch.args import flag, parse
 from launch.distributed import World, seed_dropout
 from launch.errors import CheckpointError, Stopped, run
 from launch.evaluate import check_together, held_out, vocabulary_for
-from launch.flags import FREE, Cadence, Length, Start
+from launch.flags import FREE, Cadence, Length, Speed, Start
 from launch.monitor import GradientNorm, Meter, Monitor, engine_figures
 from launch.run_folder import MODEL, TOKENIZER, RunFolder, environment, flags_of
 from model import hf
@@ -68,7 +69,7 @@ class Freezing:
 
 def train(
     paths: Paths, length: Length, objective: Objective, masking: MaskingSettings, order: OrderSettings,
-    freezing: Freezing, cadence: Cadence, begin: Start,
+    freezing: Freezing, speed: Speed, cadence: Cadence, begin: Start,
 ) -> None:  # fmt: skip
     """The story of a run, top to bottom.
 
@@ -83,7 +84,7 @@ def train(
     # Models and data, and whether they belong together.
     corpora = Corpora.open(paths.data)
     valid_dataset = Dataset.open(paths.valid_data) if paths.valid_data else None
-    student = load_student(paths.student, begin.seed)
+    student = load_student(paths.student, begin.seed, speed.attention_dropout)
     teacher = DilBertForMaskedLM.from_pretrained(paths.teacher) if paths.teacher else None
     vocabulary = vocabulary_for(corpora.datasets, paths.student, paths.teacher)
     models = ((paths.student, student), (paths.teacher, teacher))
@@ -99,7 +100,7 @@ def train(
     valid = HeldOut(valid_dataset, vocabulary, masking, stream.counts) if valid_dataset else None
 
     # A run goes on as it was started, or not at all.
-    flags = flags_of(paths, length, objective, masking, order, freezing, cadence, begin)
+    flags = flags_of(paths, length, objective, masking, order, freezing, speed, cadence, begin)
     record: dict[str, Any] = {"flags": flags, "deepspeed_config": raw_config, "fingerprint": stream.fingerprint()}
     record |= {MODEL: student.config.to_dict(), "teacher": hf.fingerprint(teacher) if teacher else None}
     folder.check(record, FREE, begin.allow_change, world, begin.fresh)
@@ -117,20 +118,30 @@ def train(
         folder.begin(config=record, ds_config=config, environment=facts)
         keep_tokenizer(folder.path / TOKENIZER, paths, corpora)
 
+    shapes = None
+    if distiller.should_compile(speed.compile):
+        shapes = stream.shapes(range(engine.global_steps, last), world.ranks * accumulation, speed.token_block)
+        engine.compile()
+        distiller.warm_up([Batch.of(example, world.device).to(world.device) for example in shapes.examples()])
+
     meter, gradient = Meter(TERMS, distiller.active_terms, world.device), GradientNorm(engine)
     with Monitor(folder.path, world, engine.global_steps, steps) as monitor:
         monitor.say(headline(distiller, config, world, corpora.summary(steps * batch), steps, engine.global_steps))
         todo = range(engine.global_steps, last)
-        made = prefetch(lambda k: stream.micro_batches(k, world.rank, world.ranks, accumulation), todo)
-        for parts in meter.waiting(made):
+
+        def make(step: int) -> list[tuple[MicroBatch, Batch]]:
+            made = stream.micro_batches(step, world.rank, world.ranks, accumulation, shapes)
+            return [(part, Batch.of(part, world.device)) for part in made]
+
+        for parts in meter.waiting(prefetch(make, todo)):
             rate = engine.get_lr()[0]
-            for part in parts:
+            for part, batch_on_host in parts:
                 seed_dropout(begin.seed, part.step, part.part)
-                loss, terms = engine(Batch.on_device(part, world.device))
+                loss, terms = engine(batch_on_host.to(world.device))
                 engine.backward(loss)
                 gradient.before_step()
                 engine.step()
-                meter.add(terms, part.tokens)
+                meter.add(terms, part.tokens, part.filler, part.static or not shapes)
             meter.step()
             step = engine.global_steps
             save = step % cadence.checkpoint_interval == 0 or step == last
@@ -152,13 +163,15 @@ def train(
         monitor.say(f"done: {steps} steps. Next: python -m model.export {folder.path} --output {folder.path}/export")
 
 
-def load_student(name: str, seed: int) -> DilBertForMaskedLM:
+def load_student(name: str, seed: int, attention_dropout: float | None) -> DilBertForMaskedLM:
     """The student's weights or, from a folder with only a config.json, random ones."""
     folder = hf.fetch(name)
-    if hf.has_weights(folder):
-        return DilBertForMaskedLM.from_pretrained(name).train()
     torch.manual_seed(seed)
-    return DilBertForMaskedLM(BertConfig.read(folder)).train()
+    known = hf.has_weights(folder)
+    student = DilBertForMaskedLM.from_pretrained(name) if known else DilBertForMaskedLM(BertConfig.read(folder))
+    if attention_dropout is not None:
+        student.set_attention_dropout(attention_dropout)
+    return student.train()
 
 
 def keep_tokenizer(target: Path, paths: Paths, corpora: Corpora) -> None:
@@ -173,7 +186,7 @@ def keep_tokenizer(target: Path, paths: Paths, corpora: Corpora) -> None:
 
 
 def headline(distiller: Distiller, config: dict, world: World, data: str, steps: int, start: int) -> str:
-    """What is about to happen, in three lines."""
+    """What is about to happen, in four lines."""
     sizes = [f"student {sum(p.numel() for p in distiller.parameters()):,} parameters"]
     if distiller.teacher:
         sizes.append(f"teacher {sum(p.numel() for p in distiller.teacher.parameters()):,}")
@@ -182,11 +195,12 @@ def headline(distiller: Distiller, config: dict, world: World, data: str, steps:
         f"{', '.join(sizes)} | {ds_config.precision(config)}, ZeRO stage {ds_config.stage(config)}\n"
         f"{config['train_batch_size']} sequences a step = {micro} x {accumulation} accumulation x {world.ranks} "
         f"rank(s) on {world.device.type}\n"
-        f"{steps} steps = {data}" + (f"; going on after step {start}" if start else "")
+        f"{steps} steps = {data}" + (f"; going on after step {start}" if start else "") + "\n"
+        f"kernels: {distiller.kernels()}"
     )
 
 
-GROUPS = (Paths, Length, Objective, MaskingSettings, OrderSettings, Freezing, Cadence, Start)
+GROUPS = (Paths, Length, Objective, MaskingSettings, OrderSettings, Freezing, Speed, Cadence, Start)
 
 
 def main() -> None:

@@ -23,6 +23,8 @@ class MicroBatch:
         part: number of the part within the step, from 0 to ranks x accumulation - 1.
         step_tokens: real tokens of the whole step, over all parts.
         step_masked: tokens that the whole step predicts, over all parts.
+        filler: tokens at the end that are not real (data.shapes).
+        static: whether this is one of the shapes that code was compiled for.
     """
 
     input_ids: np.ndarray
@@ -35,11 +37,13 @@ class MicroBatch:
     part: int
     step_tokens: int
     step_masked: int
+    filler: int = 0
+    static: bool = False
 
     @property
     def tokens(self) -> int:
         """Real tokens of this part."""
-        return self.input_ids.size
+        return self.input_ids.size - self.filler
 
 
 def deal(lengths: np.ndarray, parts: int) -> np.ndarray:

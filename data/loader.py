@@ -25,11 +25,13 @@ from data.gather import Extents
 from data.indexed import Dataset
 from data.masking import Masker, MaskingSettings
 from data.order import OrderSettings
+from data.shapes import Shapes
 from data.vocabulary import Vocabulary
 from launch.errors import DataError, DilbertError
 
 LAW = 2  # version of the law below: bump it when the same fingerprint would give other sequences or masks
 HELD_OUT_SEED = 0
+_SAMPLED = 64  # steps whose micro-batches are looked at for their shapes
 _ORDER, _MASKS = range(2)  # independent streams of random numbers
 
 T = TypeVar("T")
@@ -54,11 +56,16 @@ class TrainingStream:
         self.packer = Packer(corpora, Masker(settings.masking, vocabulary, self.counts), settings.seed)
         self.order_keys = [keyed.key(settings.seed, _ORDER, number) for number in range(len(corpora.datasets))]
 
-    def micro_batches(self, step: int, rank: int = 0, ranks: int = 1, accumulation: int = 1) -> list[MicroBatch]:
+    def micro_batches(
+        self, step: int, rank: int = 0, ranks: int = 1, accumulation: int = 1, shapes: Shapes | None = None
+    ) -> list[MicroBatch]:
         """The `accumulation` parts of a step that this rank trains on.
 
         Part p = accumulation index x ranks + rank: which sequences a part holds depends on the number of parts
         (ranks x accumulation), never on the rank that it lands on.
+
+        Args:
+            shapes: parts are filled up to them.
 
         Raises:
             DataError: damaged data, or whatever else keeps this rank from its data, with step and rank.
@@ -67,10 +74,25 @@ class TrainingStream:
             plan = self.packer.plan(self.rows(step))
             part_of = deal(plan.lengths, ranks * accumulation)
             total = plan.total(step)
-            return [
-                self.packer.pack(plan[part_of == part], part, total)
-                for part in range(rank, ranks * accumulation, ranks)
-            ]
+            mine = range(rank, ranks * accumulation, ranks)
+            made = [self.packer.pack(plan[part_of == part], part, total) for part in mine]
+            return [shapes.fill(batch) for batch in made] if shapes else made
+
+    def shapes(self, steps: range, parts: int, block: int = 0) -> Shapes:
+        """Shapes that micro-batches of these steps are filled up to, from some of the steps.
+
+        Args:
+            parts: of a step: ranks x accumulation.
+            block: as for `Shapes.expected`.
+        """
+        sizes: list[tuple[int, int]] = []
+        for step in steps[:: max(1, len(steps) // _SAMPLED)]:
+            lengths = self.packer.plan(self.rows(step)).lengths
+            part_of = deal(lengths, parts)
+            tokens = np.bincount(part_of, lengths, parts).astype(int)
+            sizes += zip(tokens.tolist(), np.bincount(part_of, minlength=parts).tolist(), strict=True)
+        longest = max(dataset.longest for dataset in self.corpora.datasets)
+        return Shapes.expected(sizes, longest, self.vocabulary.pad_id, block)
 
     def rows(self, step: int) -> Rows:
         """The sequences of a step."""

@@ -51,7 +51,7 @@ def held_out(distiller: Distiller, data: HeldOut, size: int) -> dict[str, float]
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = next(distiller.parameters()).device
     micro_batches = data.micro_batches(size, rank, ranks)
-    total = distiller.measure(Batch.on_device(micro_batch, device) for micro_batch in micro_batches)
+    total = distiller.measure(Batch.of(micro_batch, device).to(device) for micro_batch in micro_batches)
     if ranks > 1:
         dist.all_reduce(total)
     return held_out_figures(total, distiller)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from launch.args import flag, require
 
@@ -62,6 +63,26 @@ class Length:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """How it computes."""
+
+    compile: Literal["auto", "on", "off"] = flag(
+        "auto", "torch.compile of both models, in few fixed shapes; auto: where attention takes them (16 bit, A100 on)"
+    )
+    token_block: int = flag(
+        0, "compiled code gets micro-batches filled up to a multiple of it; 0: 1/32 of a micro-batch", "TOKENS"
+    )
+    attention_dropout: float | None = flag(
+        None, "of the student's attention weights (default: what its config.json says)", "P"
+    )
+
+    def __post_init__(self) -> None:
+        require(self.token_block >= 0, "token_block", self.token_block, "must not be negative")
+        dropout = self.attention_dropout
+        require(dropout is None or 0 <= dropout < 1, "attention_dropout", dropout, "must be in [0, 1)")
+
+
+@dataclass(frozen=True)
 class Cadence:
     """How often."""
 
@@ -88,6 +109,8 @@ class Start:
 
 
 # Flags that say where and how often, not what: a resume may change them.
-FREE = frozenset({"max_steps", "epochs", "stop_at_step", "log_interval", "checkpoint_interval",
-                  "eval_interval", "fresh", "allow_change", "local_rank", "deepspeed", "deepspeed_config", "data",
-                  "valid_data", "teacher", "student", "output"})  # fmt: skip
+FREE = frozenset({
+    "max_steps", "epochs", "stop_at_step", "log_interval", "checkpoint_interval", "eval_interval", "fresh",
+    "allow_change", "local_rank", "deepspeed", "deepspeed_config", "data", "valid_data", "teacher", "student", "output",
+    "compile", "token_block",
+})  # fmt: skip

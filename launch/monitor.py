@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
@@ -36,7 +37,7 @@ class Meter:
         """
         self.names, self.shown = names, shown
         self.sums = torch.zeros(len(names), dtype=torch.float64, device=device)
-        self.tokens = 0
+        self.counts = np.zeros(3)
         self.steps = 0
         self.waited = 0.0
         self.since = time.perf_counter()
@@ -53,10 +54,10 @@ class Meter:
             self.waited += time.perf_counter() - start
             yield item
 
-    def add(self, terms: torch.Tensor, tokens: int) -> None:
-        """One micro-batch: its share of the step's losses, and its real tokens."""
+    def add(self, terms: torch.Tensor, tokens: int, filler: int = 0, static: bool = True) -> None:
+        """One micro-batch: its share of the step's losses, its real tokens, its filler, whether its shape is compiled."""
         self.sums += terms
-        self.tokens += tokens
+        self.counts += (tokens, filler, not static)
 
     def step(self) -> None:
         """One optimizer step is done."""
@@ -64,18 +65,22 @@ class Meter:
 
     def read(self) -> dict[str, float]:
         """Since the last reading: mean losses over all ranks, rate, step time, share of it spent waiting for data."""
-        packed = torch.cat([self.sums, self.sums.new_tensor([self.tokens, self.waited])])
+        packed = torch.cat([self.sums, self.sums.new_tensor([*self.counts, self.waited])])
         dist.all_reduce(packed)
-        *sums, tokens, waited = packed.tolist()  # waits for the device: all work since the last reading is done
+        *sums, tokens, filler, others, waited = (
+            packed.tolist()
+        )  # waits for the device: all work since the last reading is done
         now = time.perf_counter()
         seconds = now - self.since
         steps = max(self.steps, 1)
         figures = {name: value / steps for name, value in zip(self.names, sums, strict=True) if name in self.shown}
         figures["tokens_per_second"] = tokens / max(seconds, 1e-9)
         figures["seconds_per_step"] = seconds / steps
+        figures["filler"] = filler / max(tokens + filler, 1)
+        figures["uncompiled"] = others
         figures["data_wait"] = waited / dist.get_world_size() / max(seconds, 1e-9)
         self.sums.zero_()
-        self.tokens = self.steps = 0
+        self.counts[:] = self.steps = 0
         self.waited = 0.0
         self.since = now
         return figures

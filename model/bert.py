@@ -6,6 +6,7 @@ fewer layers and without token types.
 T tokens of all sequences of a micro-batch, D hidden size, N heads, H width of a head, V vocabulary.
 """
 
+import dataclasses
 import math
 
 import torch
@@ -91,6 +92,12 @@ class Encoder(nn.Module):
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         initialise(self, config)
+
+    def set_attention_dropout(self, probability: float) -> None:
+        """Of all layers, and in the config."""
+        self.config = dataclasses.replace(self.config, attention_dropout=probability)
+        for layer in self.layers:
+            setattr(layer, "attention_dropout", probability)  # noqa: B010  (mypy takes the attribute for a module)
 
     def encode(
         self,

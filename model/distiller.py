@@ -5,14 +5,18 @@ The teacher stands beside it, not inside: it is no submodule, so it is neither c
 T tokens of a micro-batch, M masked ones, D hidden size, V vocabulary.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+import contextlib
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.bert import MaskedLM
-from model.kernels.distillation import Weights, vocabulary_losses
+from model.kernels import attention, distillation, residual
+from model.kernels.distillation import Head, Weights, vocabulary_losses
 from model.losses import LossSums, Objective, hidden_cosine, weighted
 
 TERMS = ("loss", "loss_ce", "loss_mlm", "loss_cos", "loss_mse")
@@ -30,18 +34,31 @@ class Batch:
     labels: Tensor
     step_tokens: int
     step_masked: int
+    filler: int = 0
+    static: bool = False
 
     @classmethod
-    def on_device(cls, micro_batch: object, device: torch.device) -> "Batch":
-        """Copy the arrays of a micro-batch (any object with these fields, as numpy arrays) to the device."""
+    def of(cls, micro_batch: object, device: torch.device) -> "Batch":
+        """Tensors of a micro-batch (any object with these fields, as numpy arrays), on the host, ready to be sent."""
         values = {}
         for field in fields(cls):
             value = getattr(micro_batch, field.name)
             if not isinstance(value, int):
                 tensor = torch.from_numpy(value)
-                value = tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+                value = tensor.pin_memory() if device.type == "cuda" else tensor
             values[field.name] = value
         return cls(**values)
+
+    def to(self, device: torch.device) -> "Batch":
+        """On the device."""
+        moved: dict[str, Any] = {
+            k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)
+        }
+        return replace(self, **moved)
+
+    def real(self, x_TD: Tensor) -> Tensor:
+        """Without the rows of filler."""
+        return x_TD[: x_TD.shape[0] - self.filler]
 
 
 class Distiller(nn.Module):
@@ -59,6 +76,53 @@ class Distiller(nn.Module):
         self._teacher = [teacher.eval()] if teacher is not None else []  # in a list: not a submodule
         self.objective = objective if teacher is not None else objective.without_teacher()
         self.parts = parts
+        self.compiled = False
+
+    def should_compile(self, choice: str) -> bool:
+        """What `--compile` comes to; "auto": where attention takes boundaries that are filled up at no cost."""
+        weight, dropout = self.student.embeddings.word.weight, self.student.config.attention_dropout > 0
+        fixed = attention.form(weight.device, weight.dtype, dropout) in ("varlen", "flash")
+        return choice == "on" or (choice == "auto" and fixed)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile what micro-batches of equal shape have in common: all but the losses. `engine.compile` calls this.
+
+        Args:
+            args, kwargs: of `torch.compile`; shapes are fixed unless `dynamic` says otherwise.
+        """
+        kwargs.setdefault("dynamic", False)
+        for model in filter(None, (self.student, self.teacher)):
+            head = [model.head] if self._dense else []  # else its rows are the masked tokens: a number that varies
+            for part in (model.embeddings, *model.layers, *head):
+                part.forward = torch.compile(part.forward, *args, **kwargs)
+        self.compiled = True
+
+    def warm_up(self, batches: Sequence[Batch]) -> None:
+        """Compile for these shapes, forward and backward, without leaving a gradient."""
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(batches))
+        trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        for batch in batches:
+            torch.autograd.grad(self(batch)[0], trained)
+
+    def _compiled_only(self, static: bool) -> AbstractContextManager[Any]:
+        """A shape that nothing was compiled for runs as it is, instead of being compiled."""
+        eager = self.compiled and not static
+        return torch.compiler.set_stance("force_eager") if eager else contextlib.nullcontext()
+
+    def kernels(self) -> str:
+        """What computes: one line."""
+        weight, config = self.student.embeddings.word.weight, self.student.config
+        forms = {"attention": attention.form(weight.device, weight.dtype, config.attention_dropout > 0)}
+        if self.teacher:
+            forms["teacher's"] = attention.form(weight.device, self.teacher.embeddings.word.weight.dtype, False)
+        forms["residual norm"] = residual.form(weight.device, weight.dtype)
+        forms["vocabulary losses"] = distillation.form(weight.device, weight.dtype)
+        return ", ".join(f"{name} {form}" for name, form in forms.items())
+
+    @property
+    def _dense(self) -> bool:
+        """Whether every token is a row of the losses over the vocabulary; else those alone that are predicted."""
+        return self.objective.alpha_ce + self.objective.alpha_mse > 0 and not self.objective.restrict_ce_to_mask
 
     @property
     def teacher(self) -> MaskedLM | None:
@@ -84,7 +148,8 @@ class Distiller(nn.Module):
             common=1 / rows, ce=objective.alpha_ce, mlm=objective.alpha_mlm * rows / masked, mse=objective.alpha_mse,
             temperature=objective.temperature,
         )  # fmt: skip
-        loss, values_5, cos = self._losses(batch, weights)
+        with self._compiled_only(batch.static):
+            loss, values_5, cos = self._losses(batch, weights)
         loss = loss + objective.alpha_cos * cos / tokens
         ce, mlm, mse, *_ = values_5.float()
         means = LossSums(ce, mlm, cos.detach(), mse).means(objective, tokens, masked)
@@ -92,25 +157,27 @@ class Distiller(nn.Module):
 
     def _losses(self, batch: Batch, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
         """Weighted loss and values of `vocabulary_losses`, and the sum of the cosine losses."""
-        objective, student, teacher = self.objective, self.student, self.teacher
-        dense = objective.alpha_ce + objective.alpha_mse > 0 and not objective.restrict_ce_to_mask
+        student, teacher, zero = self.student, self.teacher, torch.zeros((), device=batch.input_ids.device)
         labels = batch.labels
-        if dense:  # every token is a row; else those alone that are predicted
-            labels = torch.full_like(batch.input_ids, -1).index_copy_(0, batch.masked_positions, labels)
-
-        def rows(hidden_TD: Tensor) -> Tensor:
-            return hidden_TD if dense else hidden_TD.index_select(0, batch.masked_positions)
-
+        if self._dense:
+            nothing = torch.full_like(batch.real(batch.input_ids), -1)
+            labels = nothing.index_copy_(0, batch.masked_positions, labels)
         hidden_s_TD = self._encode(student, batch)
-        head_s = student.unprojected(rows(hidden_s_TD))
+        head_s = self._head(student, hidden_s_TD, batch)
         if teacher is None:
-            return *vocabulary_losses(head_s, None, labels, weights), hidden_s_TD.new_zeros((), dtype=torch.float32)
+            return *vocabulary_losses(head_s, None, labels, weights), zero
         with torch.no_grad():
             hidden_t_TD = self._encode(teacher, batch)
-            head_t = teacher.unprojected(rows(hidden_t_TD))
-        zero = hidden_s_TD.new_zeros((), dtype=torch.float32)
-        cos = hidden_cosine(hidden_s_TD, hidden_t_TD) if objective.alpha_cos else zero
+            head_t = self._head(teacher, hidden_t_TD, batch)
+        cos = hidden_cosine(batch.real(hidden_s_TD), batch.real(hidden_t_TD)) if self.objective.alpha_cos else zero
         return *vocabulary_losses(head_s, head_t, labels, weights), cos
+
+    def _head(self, model: MaskedLM, hidden_TD: Tensor, batch: Batch) -> Head:
+        """Of the tokens that the losses over the vocabulary are about."""
+        if self._dense:
+            head = model.unprojected(hidden_TD)
+            return Head(batch.real(head.hidden_RD), head.word_VD, head.bias_V)
+        return model.unprojected(hidden_TD.index_select(0, batch.masked_positions))
 
     @staticmethod
     def _encode(model: MaskedLM, batch: Batch) -> Tensor:
@@ -129,9 +196,10 @@ class Distiller(nn.Module):
         total = torch.zeros(8, dtype=torch.float64, device=next(self.parameters()).device)
         try:
             for batch in batches:
-                values_5, cos = self._losses(batch, Weights(1.0, temperature=self.objective.temperature))[1:]
+                with self._compiled_only(False):
+                    values_5, cos = self._losses(batch, Weights(1.0, temperature=self.objective.temperature))[1:]
                 ce, mlm, mse, correct, agree = values_5
-                sizes = [total.new_full((), x.numel()) for x in (batch.input_ids, batch.labels)]
+                sizes = [total.new_full((), x.numel()) for x in (batch.real(batch.input_ids), batch.labels)]
                 total += torch.stack([*sizes, ce, mlm, cos.double(), mse, correct, agree])
         finally:
             for module, training in modes:  # one by one: parts may stand in other modes than the whole

@@ -9,8 +9,8 @@ import types
 import warnings
 from pathlib import Path
 
-# Before torch is imported: these tests are for CPUs, also on a machine with one GPU and two ranks.
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# Before torch is imported: all but `make test-gpu` is for CPUs, also on a machine with one GPU and two ranks.
+os.environ |= {} if os.environ.get("DILBERT_TEST_GPU") == "1" else {"CUDA_VISIBLE_DEVICES": ""}
 
 import hypothesis
 import pytest
@@ -20,6 +20,7 @@ from data.indexed import Dataset
 from data.manifest import CleaningRules
 from data.tokenizer import load_tokenizer
 
+DEVICE = "cuda" if os.environ.get("DILBERT_TEST_GPU") == "1" else "cpu"
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4
 WORDS = (
     "the", "of", "and", "to", "in", "a", "is", "that", "it", "was", "for", "on", "are", "with", "as", "at", "be",

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("model", "data", "launch")
 LEAVES = {"launch.args", "launch.errors", "launch.commit", "launch.hub", "launch.native", "launch.progress"}
 # Entry points that compose: they may join rooms, and no room may import them.
-COMPOSERS = {"model.export", "launch.evaluate", "launch.showcase"}
+COMPOSERS = {"model.export", "launch.evaluate", "launch.showcase", "launch.plan"}
 
 
 def modules() -> dict[str, Path]:
@@ -77,13 +77,13 @@ def test_no_module_shadows_the_standard_library():
 
 
 FLAGS = [
-    "--alpha-ce", "--alpha-cos", "--alpha-mlm", "--alpha-mse", "--allow-change", "--checkpoint-interval", "--data",
-    "--deepspeed", "--deepspeed-config", "--epochs", "--eval-interval", "--freeze-pos-embs", "--fresh", "--help",
-    "--local-rank", "--log-interval", "--max-steps", "--mlm-mask-prop", "--mlm-smoothing", "--no-deepspeed",
-    "--no-freeze-pos-embs", "--no-fresh", "--no-restrict-ce-to-mask", "--order", "--order-block", "--order-window",
-    "--output", "--restrict-ce-to-mask",
-    "--seed", "--stop-at-step", "--student", "--teacher", "--temperature", "--valid-data", "--warmup-steps",
-    "--word-keep", "--word-mask", "--word-rand",
+    "--allow-change", "--alpha-ce", "--alpha-cos", "--alpha-mlm", "--alpha-mse", "--attention-dropout",
+    "--checkpoint-interval", "--compile", "--data", "--deepspeed", "--deepspeed-config", "--epochs",
+    "--eval-interval", "--freeze-pos-embs", "--fresh", "--help", "--local-rank", "--log-interval", "--max-steps",
+    "--mlm-mask-prop", "--mlm-smoothing", "--no-deepspeed", "--no-freeze-pos-embs", "--no-fresh",
+    "--no-restrict-ce-to-mask", "--order", "--order-block", "--order-window", "--output", "--restrict-ce-to-mask",
+    "--seed", "--stop-at-step", "--student", "--teacher", "--temperature", "--token-block", "--valid-data",
+    "--warmup-steps", "--word-keep", "--word-mask", "--word-rand",
 ]  # fmt: skip
 
 

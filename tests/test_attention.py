@@ -246,7 +246,8 @@ def test_which_form_runs(
     numbers = tuple(map(int, capability.split("."))) if capability else ()
     with chosen_kernels(monkeypatch, choice), monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "get_device_capability", lambda _: numbers)
-        assert attention.form.__wrapped__(torch.device(name), dtype, dropout > 0) == expected
+        patch.setattr(attention, "_fastest", attention._fastest.__wrapped__)
+        assert attention.form(torch.device(name), dtype, dropout > 0) == expected
 
 
 def test_the_chosen_form_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +270,7 @@ def test_forms_for_gpus_are_called_as_torch_wants_it(name: str, dtype: torch.dty
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "library", lambda name: None)
-    assert attention.form.__wrapped__(torch.device("cpu"), torch.float32, True) == "per sequence"
+    assert attention._fastest.__wrapped__(torch.device("cpu"), torch.float32, True) == "per sequence"
 
 
 def test_kernels_are_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:

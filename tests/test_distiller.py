@@ -324,7 +324,7 @@ def test_a_batch_from_the_stream() -> None:
         max_seqlen=3, masked_positions=np.array([1]), labels=np.array([7]), step=11, part=1, step_tokens=50,
         step_masked=6,
     )  # fmt: skip
-    batch = Batch.on_device(micro, torch.device("cpu"))
+    batch = Batch.of(micro, torch.device("cpu")).to(torch.device("cpu"))
     assert batch.input_ids.tolist() == [2, 4, 3, 2, 3]
     assert batch.positions.tolist() == [0, 1, 2, 0, 1]
     assert (batch.cu_seqlens.tolist(), batch.cu_seqlens.dtype) == ([0, 3, 5], torch.int32)

@@ -29,11 +29,14 @@ def packed_attention(qkv_T3NH: Tensor, cu_seqlens: Tensor, max_seqlen: int, drop
     return FORMS[form(qkv_T3NH.device, qkv_T3NH.dtype, dropout > 0)](qkv_T3NH, cu_seqlens, max_seqlen, dropout)
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def form(device: torch.device, dtype: torch.dtype, dropout: bool) -> str:
     """The fastest of FORMS for this device and dtype that does dropout, if that is asked for."""
-    if kernels.selected() == "reference":
-        return "reference"
+    return "reference" if kernels.selected() == "reference" else _fastest(device, dtype, dropout)
+
+
+@functools.cache
+def _fastest(device: torch.device, dtype: torch.dtype, dropout: bool) -> str:
     if device.type == "cpu":
         return "rows" if dtype in attention_rows.DTYPES and attention_rows.available() else "per sequence"
     flash = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and dtype in _16_BIT
@@ -61,7 +64,10 @@ def varlen(qkv_T3NH: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float
     from torch.nn.attention.varlen import varlen_attn
 
     assert not dropout
-    return varlen_attn(*qkv_T3NH.unbind(1), cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    q_TNH, k_TNH, v_TNH = qkv_T3NH.unbind(1)
+    out_TNH = varlen_attn(q_TNH, k_TNH, v_TNH, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    assert isinstance(out_TNH, Tensor)  # a pair, where more is asked for
+    return out_TNH
 
 
 def flash(qkv_T3NH: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float = 0.0) -> Tensor:

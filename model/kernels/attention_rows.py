@@ -26,39 +26,63 @@ def available() -> bool:
 
 def attention(qkv_T3NH: Tensor, cu_seqlens: Tensor, dropout: float) -> Tensor:
     """As `attention.packed_attention`, for fp32 and bf16 on the CPU: TNH."""
-    return _Attention.apply(qkv_T3NH, cu_seqlens, dropout)
+    seed = torch.randint(2**62, ()) if dropout else torch.zeros((), dtype=torch.int64)
+    out_TNH: Tensor = _forward(qkv_T3NH, cu_seqlens, dropout, seed)
+    return out_TNH
 
 
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, qkv_T3NH: Tensor, cu_seqlens: Tensor, dropout: float) -> Tensor:
-        ctx.dropout, ctx.seed = dropout, int(torch.randint(2**62, ())) if dropout else 0
-        q, k, v = (_heads_first(x_TNH, cu_seqlens) for x_TNH in qkv_T3NH.unbind(1))
-        out = torch.empty_like(q)
-        for at, (q_NLH, k_NLH, v_NLH, out_NLH) in _sequences(cu_seqlens, q, k, v, out):
-            scores_NLL = torch.bmm(q_NLH, k_NLH.transpose(1, 2))
-            _rows(scores_NLL, None, at, dropout, ctx.seed, q_NLH.shape[2])
-            torch.bmm(scores_NLL, v_NLH, out=out_NLH)
-        ctx.save_for_backward(q, k, v, cu_seqlens)
-        return _tokens_first(out, cu_seqlens, torch.empty_like(qkv_T3NH[:, 0], memory_format=torch.contiguous_format))
+# Operators of torch, so that torch.compile takes them as they are.
+@torch.library.custom_op("dilbert::attention_rows", mutates_args=(), device_types="cpu")
+def _forward(qkv_T3NH: Tensor, cu_seqlens: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    q, k, v = (_heads_first(x_TNH, cu_seqlens) for x_TNH in qkv_T3NH.unbind(1))
+    out, number = torch.empty_like(q), int(seed)
+    for at, (q_NLH, k_NLH, v_NLH, out_NLH) in _sequences(cu_seqlens, q, k, v, out):
+        scores_NLL = torch.bmm(q_NLH, k_NLH.transpose(1, 2))
+        _rows(scores_NLL, None, at, dropout, number, q_NLH.shape[2])
+        torch.bmm(scores_NLL, v_NLH, out=out_NLH)
+    return _tokens_first(out, cu_seqlens, torch.empty_like(out))
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        q, k, v, cu_seqlens = ctx.saved_tensors
-        of_out = _heads_first(gradients[0], cu_seqlens)
-        of_qkv_T3NH = q.new_empty(q.shape[0], 3, *q.shape[1:])
-        of_q, of_k, of_v = (torch.empty_like(q) for _ in range(3))
-        for at, sequence in _sequences(cu_seqlens, q, k, v, of_out, of_q, of_k, of_v):
-            q_NLH, k_NLH, v_NLH, of_out_NLH, of_q_NLH, of_k_NLH, of_v_NLH = sequence
-            weights_NLL = torch.bmm(q_NLH, k_NLH.transpose(1, 2))
-            of_scores_NLL = torch.bmm(of_out_NLH, v_NLH.transpose(1, 2))
-            _rows(weights_NLL, of_scores_NLL, at, ctx.dropout, ctx.seed, q_NLH.shape[2])
-            torch.bmm(weights_NLL.transpose(1, 2), of_out_NLH, out=of_v_NLH)
-            torch.bmm(of_scores_NLL, k_NLH, out=of_q_NLH)
-            torch.bmm(of_scores_NLL.transpose(1, 2), q_NLH, out=of_k_NLH)
-        for number, gradient in enumerate((of_q, of_k, of_v)):
-            _tokens_first(gradient, cu_seqlens, of_qkv_T3NH[:, number])
-        return of_qkv_T3NH, None, None
+
+@torch.library.custom_op("dilbert::attention_rows_backward", mutates_args=(), device_types="cpu")
+def _backward(of_out_TNH: Tensor, qkv_T3NH: Tensor, cu_seqlens: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    q, k, v, of_out = (_heads_first(x_TNH, cu_seqlens) for x_TNH in (*qkv_T3NH.unbind(1), of_out_TNH))
+    of_q, of_k, of_v = (torch.empty_like(q) for _ in range(3))
+    number = int(seed)
+    for at, sequence in _sequences(cu_seqlens, q, k, v, of_out, of_q, of_k, of_v):
+        q_NLH, k_NLH, v_NLH, of_out_NLH, of_q_NLH, of_k_NLH, of_v_NLH = sequence
+        weights_NLL = torch.bmm(q_NLH, k_NLH.transpose(1, 2))
+        of_scores_NLL = torch.bmm(of_out_NLH, v_NLH.transpose(1, 2))
+        _rows(weights_NLL, of_scores_NLL, at, dropout, number, q_NLH.shape[2])
+        torch.bmm(weights_NLL.transpose(1, 2), of_out_NLH, out=of_v_NLH)
+        torch.bmm(of_scores_NLL, k_NLH, out=of_q_NLH)
+        torch.bmm(of_scores_NLL.transpose(1, 2), q_NLH, out=of_k_NLH)
+    of_qkv_T3NH = q.new_empty(q.shape[0], 3, *q.shape[1:])
+    for part, gradient in enumerate((of_q, of_k, of_v)):
+        _tokens_first(gradient, cu_seqlens, of_qkv_T3NH[:, part])
+    return of_qkv_T3NH
+
+
+@_forward.register_fake
+def _(qkv_T3NH: Tensor, cu_seqlens: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    return qkv_T3NH.new_empty(qkv_T3NH.shape[0], *qkv_T3NH.shape[2:])
+
+
+@_backward.register_fake
+def _(of_out_TNH: Tensor, qkv_T3NH: Tensor, cu_seqlens: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    return qkv_T3NH.new_empty(qkv_T3NH.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    qkv_T3NH, cu_seqlens, ctx.dropout, seed = inputs
+    ctx.save_for_backward(qkv_T3NH, cu_seqlens, seed)
+
+
+def _gradient(ctx: Any, of_out_TNH: Tensor) -> tuple[Tensor | None, ...]:
+    qkv_T3NH, cu_seqlens, seed = ctx.saved_tensors
+    return _backward(of_out_TNH, qkv_T3NH, cu_seqlens, ctx.dropout, seed), None, None, None
+
+
+_forward.register_autograd(_gradient, setup_context=_save)
 
 
 def _sequences(cu_seqlens: Tensor, *packed: Tensor) -> Iterator[tuple[int, list[Tensor]]]:

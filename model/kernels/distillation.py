@@ -220,13 +220,21 @@ RowKernel = Callable[[Tensor, Tensor | None, Tensor, Weights, int, bool], Tensor
 
 def row_kernel(student: Head, teacher: Head | None) -> RowKernel:
     """The fastest row kernel for a device and dtype."""
-    device = student.hidden_RD.device.type
     dtypes = {head.hidden_RD.dtype for head in (student, teacher) if head is not None}
+    return _row_kernel(student.hidden_RD.device.type, *dtypes)
+
+
+def form(device: torch.device, dtype: torch.dtype) -> str:
+    """What computes the rows: "reference", or the row kernel's name."""
+    return "reference" if kernels.selected() == "reference" else _row_kernel(device.type, dtype).__name__
+
+
+def _row_kernel(device: str, *dtypes: torch.dtype) -> RowKernel:
     if len(dtypes) > 1:
         return eager_rows
-    if device == "cpu" and dtypes <= {torch.float32, torch.bfloat16} and _library():
+    if device == "cpu" and dtypes[0] in (torch.float32, torch.bfloat16) and _library():
         return native_rows
-    if device == "cuda" and dtypes <= {torch.float32, torch.bfloat16, torch.float16}:
+    if device == "cuda" and dtypes[0] in (torch.float32, torch.bfloat16, torch.float16):
         return _triton_rows() or eager_rows
     return eager_rows
 

@@ -59,8 +59,11 @@ void row(const Rows& r, int64_t k, Scratch& scratch) {
   if (labelled) {
     const float sum = softmax_sum(s, most_s, e, n), own = s[label];
     values[1] = std::log(sum) + most_s - own;
-    values[3] = own == most_s;
-    if (r.teacher) values[4] = s[std::max_element(t, t + n) - t] == most_s;
+    if (!r.gradient) {
+      const int64_t first = std::find(s, s + n, most_s) - s;
+      values[3] = first == label;
+      values[4] = r.teacher && std::find(t, t + n, most_t) - t == first;
+    }
     by_words = r.mlm / sum;
   }
   float squares = 0;
