@@ -23,7 +23,7 @@ from data.masking import MaskingSettings
 from data.order import OrderSettings
 from data.tokenizer import has_tokenizer
 from launch import checkpoint, ds_config, hub, restore
-from launch.args import flag, parse
+from launch.args import flag, parse, require
 from launch.distributed import World, seed_dropout
 from launch.errors import CheckpointError, Stopped, run
 from launch.evaluate import check_together, held_out, vocabulary_for
@@ -33,6 +33,7 @@ from launch.run_folder import MODEL, TOKENIZER, RunFolder, environment, flags_of
 from model import hf
 from model.config import BertConfig
 from model.distiller import TERMS, Batch, Distiller, parameter_groups
+from model.kernels import fp8
 from model.losses import Objective
 from model.pretrained import DilBertForMaskedLM
 
@@ -118,6 +119,9 @@ def train(
         folder.begin(config=record, ds_config=config, environment=facts)
         keep_tokenizer(folder.path / TOKENIZER, paths, corpora)
 
+    if speed.teacher_fp8:
+        first = stream.micro_batches(engine.global_steps, world.rank, world.ranks, accumulation)[0]
+        teacher_in_fp8(distiller, Batch.of(first, world.device).to(world.device), speed.teacher_fp8, world)
     shapes = None
     if distiller.should_compile(speed.compile):
         shapes = stream.shapes(range(engine.global_steps, last), world.ranks * accumulation, speed.token_block)
@@ -172,6 +176,20 @@ def load_student(name: str, seed: int, attention_dropout: float | None) -> DilBe
     if attention_dropout is not None:
         student.set_attention_dropout(attention_dropout)
     return student.train()
+
+
+def teacher_in_fp8(distiller: Distiller, batch: Batch, most: float, world: World) -> None:
+    """Put the teacher into FP8, and say what that does to it.
+
+    Raises:
+        ConfigError: there is no teacher, or no FP8, or it moves by more than `most` nats a token.
+    """
+    require(distiller.teacher is not None, "teacher_fp8", most, "there is no --teacher")
+    require(fp8.available(world.device), "teacher_fp8", most, "needs a GPU of compute capability 8.9 (L40, H100)")
+    kl = distributed.mean(distiller.teacher_in_fp8(batch))
+    require(kl <= most, "teacher_fp8", most, f"FP8 moves this teacher by {kl:.5f} nats a token; leave it in 16 bit")
+    if world.is_main:
+        print(f"teacher in FP8: KL divergence from 16 bit {kl:.5f} nats a token (at most {most:g})")
 
 
 def keep_tokenizer(target: Path, paths: Paths, corpora: Corpora) -> None:

@@ -130,6 +130,12 @@ def _share_cores() -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
 
 
+def mean(value: torch.Tensor) -> float:
+    """Of a scalar over all ranks."""
+    dist.all_reduce(value)
+    return float(value) / dist.get_world_size()
+
+
 def seed_dropout(seed: int, step: int, part: int) -> None:
     """Seed torch's generators for one micro-batch: a pure function, so no generator state needs saving."""
     digest = hashlib.blake2b(f"{seed} {step} {part}".encode(), digest_size=8).digest()

@@ -75,10 +75,15 @@ class Speed:
     attention_dropout: float | None = flag(
         None, "of the student's attention weights (default: what its config.json says)", "P"
     )
+    teacher_fp8: float | None = flag(
+        None, "compute the teacher's layers in FP8 (H100, L40 and later), unless that moves its distribution by more "
+        "than this KL divergence, in nats a token, on the first step", "KL",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         require(self.token_block >= 0, "token_block", self.token_block, "must not be negative")
-        dropout = self.attention_dropout
+        dropout, fp8 = self.attention_dropout, self.teacher_fp8
+        require(fp8 is None or fp8 > 0, "teacher_fp8", fp8, "must be positive: 0.01, say")
         require(dropout is None or 0 <= dropout < 1, "attention_dropout", dropout, "must be in [0, 1)")
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from model.bert import MaskedLM
-from model.kernels import attention, distillation, residual
+from model.kernels import attention, distillation, fp8, residual
 from model.kernels.distillation import Head, Weights, vocabulary_losses
 from model.losses import LossSums, Objective, hidden_cosine, weighted
 
@@ -77,6 +77,20 @@ class Distiller(nn.Module):
         self.objective = objective if teacher is not None else objective.without_teacher()
         self.parts = parts
         self.compiled = False
+
+    @torch.no_grad()
+    def teacher_in_fp8(self, batch: Batch) -> Tensor:
+        """Put the teacher's layers into FP8, in place.
+
+        Returns:
+            KL(as it was || in FP8) over the tokens of a micro-batch, in nats a token: scalar, fp64.
+        """
+        assert self.teacher
+        before = self.teacher.unprojected(self._encode(self.teacher, batch))
+        fp8.convert(self.teacher.layers)
+        after = self.teacher.unprojected(self._encode(self.teacher, batch))
+        nothing = torch.full_like(batch.input_ids, -1)
+        return vocabulary_losses(after, before, nothing, Weights(1.0, ce=1.0))[1][0] / nothing.numel()
 
     def should_compile(self, choice: str) -> bool:
         """What `--compile` comes to; "auto": where attention takes boundaries that are filled up at no cost."""
