@@ -33,7 +33,7 @@ test-all: .venv/installed  ## the long tests, too
 	$(BIN)/python -m pytest -m "not gpu"
 
 test-gpu:  ## the tests that are for a GPU; by the PYTHON that has torch, where there is no .venv
-	DILBERT_TEST_GPU=1 $(PYTHON) -m pytest -m gpu tests/test_distillation.py tests/test_triton.py
+	DILBERT_TEST_GPU=1 $(PYTHON) -m pytest -m gpu $(addprefix tests/test_,attention.py distillation.py gpu.py triton.py)
 
 check: .venv/installed  ## formatting, lint, types, tests
 	$(BIN)/ruff format --check .

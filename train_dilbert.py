@@ -7,6 +7,7 @@ Without `--teacher` it is plain masked-language-model pre-training. `python` and
 """
 
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from data.indexed import Dataset
 from data.loader import HeldOut, StreamSettings, TrainingStream, prefetch
 from data.masking import MaskingSettings
 from data.order import OrderSettings
+from data.shapes import Shapes
 from data.tokenizer import has_tokenizer
 from launch import checkpoint, ds_config, hub, restore
 from launch.args import flag, parse, require
@@ -28,7 +30,8 @@ from launch.distributed import World, seed_dropout
 from launch.errors import CheckpointError, Stopped, run
 from launch.evaluate import check_together, held_out, vocabulary_for
 from launch.flags import FREE, Cadence, Length, Speed, Start
-from launch.monitor import GradientNorm, Meter, Monitor, engine_figures
+from launch.monitor import GradientNorm, Meter, Monitor, duration, engine_figures
+from launch.progress import bar
 from launch.run_folder import MODEL, TOKENIZER, RunFolder, environment, flags_of
 from model import hf
 from model.config import BertConfig
@@ -122,16 +125,13 @@ def train(
     if speed.teacher_fp8:
         first = stream.micro_batches(engine.global_steps, world.rank, world.ranks, accumulation)[0]
         teacher_in_fp8(distiller, Batch.of(first, world.device).to(world.device), speed.teacher_fp8, world)
-    shapes = None
-    if distiller.should_compile(speed.compile):
-        shapes = stream.shapes(range(engine.global_steps, last), world.ranks * accumulation, speed.token_block)
-        engine.compile()
-        distiller.warm_up([Batch.of(example, world.device).to(world.device) for example in shapes.examples()])
-
-    meter, gradient = Meter(TERMS, distiller.active_terms, world.device), GradientNorm(engine)
     with Monitor(folder.path, world, engine.global_steps, steps) as monitor:
         monitor.say(headline(distiller, config, world, corpora.summary(steps * batch), steps, engine.global_steps))
-        todo = range(engine.global_steps, last)
+        todo, shapes = range(engine.global_steps, last), None
+        if todo and distiller.should_compile(speed.compile):
+            shapes = stream.shapes(todo, world.ranks * accumulation, speed.token_block)
+            compile_for(engine, shapes, world, monitor)
+        meter, gradient = Meter(TERMS, distiller.active_terms, world.device), GradientNorm(engine)
 
         def make(step: int) -> list[tuple[MicroBatch, Batch]]:
             made = stream.micro_batches(step, world.rank, world.ranks, accumulation, shapes)
@@ -190,6 +190,18 @@ def teacher_in_fp8(distiller: Distiller, batch: Batch, most: float, world: World
     require(kl <= most, "teacher_fp8", most, f"FP8 moves this teacher by {kl:.5f} nats a token; leave it in 16 bit")
     if world.is_main:
         print(f"teacher in FP8: KL divergence from 16 bit {kl:.5f} nats a token (at most {most:g})")
+
+
+def compile_for(engine: Any, shapes: Shapes, world: World, monitor: Monitor) -> None:
+    """Compile the models, for all shapes that micro-batches will have."""
+    tokens, start = shapes.tokens, time.perf_counter()
+    monitor.say(f"compiling for {len(tokens)} shapes: {tokens[0]:,} to {tokens[-1]:,} tokens, by {tokens.step:,}")
+    engine.compile()
+    with bar(len(tokens), "shape", "compiling") as progress:
+        for example in shapes.examples():
+            engine.module.warm_up(Batch.of(example, world.device).to(world.device))
+            progress.update()
+    monitor.say(f"compiled in {duration(time.perf_counter() - start)}")
 
 
 def keep_tokenizer(target: Path, paths: Paths, corpora: Corpora) -> None:

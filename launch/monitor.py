@@ -55,7 +55,7 @@ class Meter:
             yield item
 
     def add(self, terms: torch.Tensor, tokens: int, filler: int = 0, static: bool = True) -> None:
-        """One micro-batch: its share of the step's losses, its real tokens and filler, whether its shape is compiled."""
+        """One micro-batch: its share of the step's losses, its real tokens, its filler, and if it was compiled."""
         self.sums += terms
         self.counts += (tokens, filler, not static)
 

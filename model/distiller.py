@@ -6,7 +6,7 @@ T tokens of a micro-batch, M masked ones, D hidden size, V vocabulary.
 """
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -76,7 +76,7 @@ class Distiller(nn.Module):
         self._teacher = [teacher.eval()] if teacher is not None else []  # in a list: not a submodule
         self.objective = objective if teacher is not None else objective.without_teacher()
         self.parts = parts
-        self.compiled = False
+        self.compiled, self._warm = False, 0
 
     @torch.no_grad()
     def teacher_in_fp8(self, batch: Batch) -> Tensor:
@@ -111,12 +111,12 @@ class Distiller(nn.Module):
                 part.forward = torch.compile(part.forward, *args, **kwargs)
         self.compiled = True
 
-    def warm_up(self, batches: Sequence[Batch]) -> None:
-        """Compile for these shapes, forward and backward, without leaving a gradient."""
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(batches))
+    def warm_up(self, batch: Batch) -> None:
+        """Compile for its shape, forward and backward, without leaving a gradient."""
+        self._warm += 1
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * self._warm)
         trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
-        for batch in batches:
-            torch.autograd.grad(self(batch)[0], trained)
+        torch.autograd.grad(self(batch)[0], trained)
 
     def _compiled_only(self, static: bool) -> AbstractContextManager[Any]:
         """A shape that nothing was compiled for runs as it is, instead of being compiled."""

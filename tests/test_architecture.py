@@ -82,8 +82,8 @@ FLAGS = [
     "--eval-interval", "--freeze-pos-embs", "--fresh", "--help", "--local-rank", "--log-interval", "--max-steps",
     "--mlm-mask-prop", "--mlm-smoothing", "--no-deepspeed", "--no-freeze-pos-embs", "--no-fresh",
     "--no-restrict-ce-to-mask", "--order", "--order-block", "--order-window", "--output", "--restrict-ce-to-mask",
-    "--seed", "--stop-at-step", "--student", "--teacher", "--teacher-fp8", "--temperature", "--token-block", "--valid-data",
-    "--warmup-steps", "--word-keep", "--word-mask", "--word-rand",
+    "--seed", "--stop-at-step", "--student", "--teacher", "--teacher-fp8", "--temperature", "--token-block",
+    "--valid-data", "--warmup-steps", "--word-keep", "--word-mask", "--word-rand",
 ]  # fmt: skip
 
 

@@ -152,7 +152,8 @@ def test_compiled_code_sees_no_shape_that_it_was_not_warmed_up_for(
     counter = CompileCounterWithBackend("eager")
     module.zero_grad()
     module.compile(backend=counter)
-    module.warm_up([Batch.of(example, CPU) for example in shapes.examples()])
+    for example in shapes.examples():
+        module.warm_up(Batch.of(example, CPU))
     assert all(parameter.grad is None for parameter in module.parameters())
     compiled, ran = counter.frame_count, counters["frames"]["total"]
     assert compiled >= 2 * len(shapes.tokens), "layers of the teacher and of the student, for each shape"

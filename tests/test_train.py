@@ -80,6 +80,35 @@ def test_losses_do_not_see_the_cut(stage, ranks, micro, reference, still_models,
     assert reference[-1, 0] < reference[0, 0], "nothing was learnt"
 
 
+def compile_by_tracing() -> None:
+    """torch.compile without its code generator: what is traced, and guarded, is run by torch."""
+    from model.distiller import Distiller
+
+    plain = Distiller.compile
+    Distiller.compile = lambda self, *_, **more: plain(self, **more | {"backend": "eager"})
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_compiled_runs_have_the_same_losses(reference, still_models, dataset_folder, tmp_path):
+    argv = flags(config_file(tmp_path / "c.json", micro=16), dataset_folder, still_models, tmp_path / "run")
+    text = run(1, [*argv, "--max-steps", "20", "--compile", "on", "--token-block", "64"], compile_by_tracing)
+    assert "compiling for " in text and " tokens, by 64" in text
+    np.testing.assert_allclose(losses(tmp_path / "run")[:, 0], reference[:, 0], rtol=1e-6)
+    rows = read_log(tmp_path / "run")
+    assert all(0 <= row["filler"] < 0.3 for row in rows) and any(row["filler"] for row in rows)
+    assert sum(row["uncompiled"] for row in rows) == 0
+
+
+def test_the_line_of_kernels(models, dataset_folder, tmp_path):
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-steps", "1")
+    text = run(1, [*argv, "--attention-dropout", "0.25"])
+    assert "kernels: attention rows, teacher's rows, residual norm C++, vocabulary losses native_rows\n" in text
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["flags"]["attention_dropout"] == 0.25
+    assert "0.25" in json.dumps(record["model"])
+    assert "--attention-dropout" in run(1, [*argv, "--attention-dropout", "0.1"], expect=2)
+
+
 def test_resume_is_bit_for_bit(models, dataset_folder, tmp_path):
     config = config_file(tmp_path / "c.json", stage=2)
     whole, halves = tmp_path / "whole", tmp_path / "halves"
