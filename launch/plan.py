@@ -1,0 +1,267 @@
+"""Scale on paper: `python -m launch.plan --gpu H100 --nodes 8` says what a distillation costs before it is started.
+
+FLOPs, time, memory, messages and disk by the formulas of `launch.costs` and `launch.scaling`, for a corpus, a DeepSpeed
+JSON and a cluster. Nothing is run and no GPU is needed.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.indexed import Dataset
+from launch import costs, ds_config, plan_report, scaling
+from launch.args import flag, parse, require
+from launch.costs import Engine, Tokens
+from launch.errors import ConfigError, did_you_mean, run
+from launch.plan_report import columns, section
+from launch.scaling import GPUS, Cluster, Job
+from model.config import BertConfig
+from model.kernels.distillation import CHUNK
+
+DESCRIPTION = """\
+What a distillation costs, on paper. Formulas (d hidden size, f intermediate size, V vocabulary, N layers, L lengths):
+  forward FLOPs a token    N (8 d^2 + 4 d f) + 4 d N sum(L^2) / sum(L) + 2 d^2 + 2 d V
+  step                     teacher forward + 3 x student forward, / (peak x MFU)
+  messages of a rank       (n - 1) / n x (2 x gradients [x accumulation at stage 2] + weights), / the slowest link
+  efficiency               compute / (compute + messages that no backward pass hides)
+  optimizer                12 bytes a parameter / ranks: fp32 weights and two moments
+launch/costs.py and launch/scaling.py explain them; tests/test_plan.py compares them with runs on 1 and 2 ranks."""
+EXAMPLE = "  python -m launch.plan --gpu H100 --gpus-per-node 8 --nodes 8 --interconnect-gbps 3200"
+TOKENS, MEAN_LENGTH = 4e9, 127.0  # BooksCorpus and Wikipedia, a sequence a line
+STUDENT = BertConfig(num_hidden_layers=6, type_vocab_size=0, attention_output_dropout=0.0)
+
+
+def _positive(flags: object, *names: str) -> None:
+    for name in names:
+        value = getattr(flags, name)
+        require(value is None or 0 < value < math.inf, name, value, "must be positive")
+
+
+@dataclass(frozen=True)
+class Text:
+    """What is trained on."""
+
+    data: Path | None = flag(None, "dataset whose tokens and lengths count (instead of the next two)", "DATASET")
+    tokens: float | None = flag(None, "tokens of the corpus (default: 4e9, BooksCorpus and Wikipedia)")
+    mean_length: float | None = flag(None, f"tokens of each sequence, all alike (default: {MEAN_LENGTH:.0f})", "TOKENS")
+    epochs: float = flag(3.0, "passes over it")
+
+    def __post_init__(self) -> None:
+        _positive(self, "tokens", "mean_length", "epochs")
+        for name in ("tokens", "mean_length"):
+            rule = "give either this or --data, which knows it"
+            require(self.data is None or getattr(self, name) is None, name, getattr(self, name), rule)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What it runs on."""
+
+    gpu: str = flag("H100", f"kind: {', '.join(GPUS)}", "KIND")
+    gpus_per_node: int = flag(8, "GPUs of a node")
+    nodes: int = flag(1, "nodes")
+    interconnect_gbps: float = flag(400.0, "network of a whole node, Gbit/s in one direction", "GBIT")
+    mfu: float = flag(0.45, "share of the peak that a GPU sustains: assumed")
+    peak_tflops: float | None = flag(None, "peak of a GPU (default: dense 16 bit, of its data sheet)", "TFLOPS")
+    link_gbps: float | None = flag(None, "within a node, Gbit/s of a GPU in one direction (default: NVLink's)", "GBIT")
+
+    def __post_init__(self) -> None:
+        require(self.gpu in GPUS, "gpu", self.gpu, f"must be one of {', '.join(GPUS)}{did_you_mean(self.gpu, GPUS)}")
+        _positive(self, "gpus_per_node", "nodes", "interconnect_gbps", "mfu", "peak_tflops", "link_gbps")
+        require(self.mfu <= 1, "mfu", self.mfu, "must be a share of the peak, 1 at most")
+
+    @property
+    def peak(self) -> float:
+        """FLOP/s."""
+        return 1e12 * (self.peak_tflops or GPUS[self.gpu].tflops)
+
+    @property
+    def link(self) -> float:
+        """Gbit/s."""
+        return self.link_gbps or 8 * GPUS[self.gpu].link
+
+    @property
+    def cluster(self) -> Cluster:
+        """In FLOP/s and bytes/s."""
+        return Cluster(self.gpus_per_node, self.nodes, self.peak * self.mfu, self.link * 1e9 / 8,
+                       self.interconnect_gbps * 1e9 / 8)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How it is trained."""
+
+    deepspeed_config: Path = flag(Path("ds_configs/zero1_bf16.json"), "DeepSpeed JSON, as in training", "JSON")
+    zero_stage: int | None = flag(None, "ZeRO stage, 1 or 2 (default: the JSON's)", "STAGE")
+    batch: int | None = flag(None, "sequences of a step, on all GPUs (default: the JSON's)", "SEQUENCES")
+    micro_batch: int | None = flag(None, "sequences that a GPU takes at once (default: the JSON's)", "SEQUENCES")
+    teacher_config: Path | None = flag(None, "config.json, or its folder (default: BERT-base)", "PATH")
+    student_config: Path | None = flag(None, "config.json, or its folder (default: 6 layers of BERT-base)", "PATH")
+    checkpoint_interval: int = flag(1000, "steps between checkpoints, which are all kept", "STEPS")
+
+    def __post_init__(self) -> None:
+        require(self.zero_stage in (None, 1, 2), "zero_stage", self.zero_stage, "must be 1 or 2")
+        _positive(self, "batch", "micro_batch", "checkpoint_interval")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sums over all sequences.
+
+    Attributes:
+        bytes: on disk, ids and index.
+    """
+
+    tokens: float
+    squares: float
+    sequences: float
+    bytes: float
+
+
+def corpus(text: Text) -> Corpus:
+    """The dataset's, or those of a corpus whose sequences all have the same length.
+
+    Raises:
+        DataError: no such dataset, or a damaged one.
+    """
+    if text.data is None:
+        tokens, length = text.tokens or TOKENS, text.mean_length or MEAN_LENGTH
+        return Corpus(tokens, tokens * length, tokens / length, costs.dataset_bytes(tokens, tokens / length))
+    shards = Dataset.open(text.data).shards
+    squares = sum(float(np.square(shard.lengths, dtype=np.float64).sum()) for shard in shards)
+    sequences = sum(len(shard.lengths) for shard in shards)
+    index = sum(12 * len(shard.lengths) + 8 * len(shard.document_ends) for shard in shards)
+    tokens = sum(shard.ids.size for shard in shards)
+    return Corpus(tokens, squares, sequences, index + sum(shard.ids.nbytes for shard in shards))
+
+
+def shape(path: Path | None, default: BertConfig) -> BertConfig:
+    """What a config.json says.
+
+    Raises:
+        ConfigError: there is none, or one that can't be read.
+    """
+    if path is None:
+        return default
+    return BertConfig.read(path.parent if path.name == "config.json" else path)
+
+
+def engine(config: ds_config.Json) -> Engine:
+    """What DeepSpeed 0.19 makes of its JSON: gradients travel in `communication_data_type` or, where that is not said,
+    as the weights are; bf16 with fp32 sums at stage 1 is its BF16_Optimizer, which overlaps nothing.
+
+    Raises:
+        ConfigError: a size of buckets that is none.
+    """
+    precision, zero = ds_config.precision(config), config.get("zero_optimization", {})
+    element = _bytes(precision)
+    accumulated = _bytes(config.get("data_types", {}).get("grad_accum_dtype") or precision)
+    offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    stage, bucket = ds_config.stage(config), zero.get("reduce_bucket_size", 5e8)
+    if not isinstance(bucket, int | float) or bucket < 1:
+        raise ConfigError(f"key 'zero_optimization.reduce_bucket_size': {bucket!r} must be a positive number")
+    return Engine(
+        stage=stage,
+        element=element,
+        accumulated=accumulated,
+        wire=_bytes(config.get("communication_data_type") or precision),
+        bucket=int(bucket),
+        overlap=bool(zero.get("overlap_comm")),
+        flat=precision == "bf16" and stage == 1 and accumulated == 4 and not offload,
+        offload=offload,
+    )
+
+
+def _bytes(dtype: object) -> int:
+    """Of a type by DeepSpeed's names."""
+    return 2 if "16" in str(dtype) or dtype == "half" else 4
+
+
+def configuration(recipe: Recipe, hardware: Hardware) -> ds_config.Json:
+    """The JSON with the flags' values in it and its three batch sizes explicit.
+
+    Raises:
+        ConfigError: a JSON that training would refuse, a batch that can't be cut so, or numbers that the GPU has not.
+    """
+    config = ds_config.load(recipe.deepspeed_config, "cuda")
+    config["zero_optimization"] = dict(config.get("zero_optimization", {}))
+    for part, key, value in (
+        (config["zero_optimization"], "stage", recipe.zero_stage),
+        (config, "train_batch_size", recipe.batch),
+        (config, "train_micro_batch_size_per_gpu", recipe.micro_batch),
+    ):
+        if value is not None:
+            part[key] = value
+    precision = ds_config.precision(config)
+    if precision == "bf16" and not GPUS[hardware.gpu].bf16:
+        raise ConfigError(f"--gpu {hardware.gpu}: has no bf16; --deepspeed-config ds_configs/zero1_fp16.json")
+    rule = "the table's peaks are those of 16 bit; say what the GPU reaches in fp32"
+    require(precision != "fp32" or hardware.peak_tflops is not None, "peak_tflops", hardware.peak_tflops, rule)
+    config.update(ds_config.batch_sizes(config, hardware.cluster.ranks))
+    return config
+
+
+def job_of(recipe: Recipe, config: ds_config.Json, data: Corpus) -> Job:
+    """What is trained, and how.
+
+    Args:
+        config: with its batch sizes explicit.
+    """
+    return Job(
+        teacher=shape(recipe.teacher_config, BertConfig()),
+        student=shape(recipe.student_config, STUDENT),
+        engine=engine(config),
+        sequence=Tokens(data.tokens, data.squares, data.tokens) * (1 / data.sequences),
+        batch=config["train_batch_size"],
+        micro=config["train_micro_batch_size_per_gpu"],
+    )
+
+
+def headline(text: Text, data: Corpus, hardware: Hardware, config: ds_config.Json) -> list[str]:
+    """What is planned."""
+    micro, accumulation = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]
+    return [
+        "Arithmetic, not measured.",
+        f"{data.tokens:,.0f} tokens in {data.sequences:,.0f} sequences of {data.tokens / data.sequences:.1f} in "
+        f"the mean, {text.epochs:g} epoch(s)",
+        f"{hardware.nodes} x {hardware.gpus_per_node} {hardware.gpu}, {hardware.peak / 1e12:g} TFLOP/s each, of which "
+        f"{hardware.mfu:.0%} (assumed)",
+        f"{config['train_batch_size']:,} sequences a step = {micro} x {accumulation} accumulation x "
+        f"{hardware.cluster.ranks} GPU(s) | {ds_config.precision(config)}, ZeRO stage {ds_config.stage(config)}",
+    ]
+
+
+def plan(text: Text, hardware: Hardware, recipe: Recipe) -> str:
+    """The whole table.
+
+    Raises:
+        DilbertError: as `corpus`, `shape` and `configuration`.
+    """
+    config, cluster, data = configuration(recipe, hardware), hardware.cluster, corpus(text)
+    job = job_of(recipe, config, data)
+    step, steps = scaling.step(job, cluster), math.ceil(text.epochs * data.sequences / job.batch)
+    assert step is not None, "batch_sizes has cut the batch"
+    lines = [
+        *headline(text, data, hardware, config),
+        *section("MFLOP a token", plan_report.flops_rows(job)),
+        *section("time", plan_report.time_rows(job, cluster, step, steps)),
+        *section(
+            "memory of a GPU", plan_report.memory_rows(job, cluster, step, CHUNK["cuda"], GPUS[hardware.gpu].memory)
+        ),
+        *section("messages of a GPU and step", plan_report.message_rows(job, cluster, step)),
+        *section("disk", plan_report.disk_rows(job, data.bytes, steps, recipe.checkpoint_interval)),
+        *section("where it stops scaling", plan_report.limit_rows(job, cluster)),
+        *["", *columns(list(plan_report.scaling_cells(job, cluster)))],
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line."""
+    print(plan(*parse(DESCRIPTION, Text, Hardware, Recipe, example=EXAMPLE, prog="launch.plan")))
+
+
+if __name__ == "__main__":
+    run(main)
