@@ -15,8 +15,10 @@ from data.loader import StreamSettings, TrainingStream
 from data.masking import MaskingSettings
 from data.shapes import Shapes
 from launch.distributed import seed_dropout
+from model.bert import Layer
 from model.config import BertConfig
 from model.distiller import Batch, Distiller
+from model.kernels import attention, fp8
 from model.losses import Objective
 from model.pretrained import DilBertForMaskedLM
 
@@ -204,3 +206,25 @@ def test_shapes_of_a_stream(dataset, tokenizer_folder) -> None:
         assert np.array_equal(filled.input_ids[: filled.tokens], batch.input_ids)
         assert (filled.input_ids[filled.tokens :] == vocabulary.pad_id).all()
         assert (filled.step_tokens, filled.step_masked) == (batch.step_tokens, batch.step_masked)
+
+
+@pytest.mark.parametrize(("form", "dropout"), [("varlen", 0.0), ("flash", 0.1)])
+@pytest.mark.parametrize("fp8_teacher", [False, True], ids=["16 bit", "FP8"])
+def test_a_layer_is_one_graph_on_a_gpu(form: str, dropout: float, fp8_teacher: bool, monkeypatch) -> None:
+    """With the forms of attention that GPUs take, on meta tensors, forward and backward: nothing breaks the graph."""
+    chosen = torch.compiler.assume_constant_result(lambda device, dtype, dropout: form)
+    monkeypatch.setattr(attention, "form", chosen)
+    with torch.device("meta"):
+        config = BertConfig(100, 64, 1, 2, 128, attention_dropout=dropout)
+        layer = Layer(config).train(not fp8_teacher).to(torch.bfloat16)
+        x = torch.empty(256, 64, dtype=torch.bfloat16, requires_grad=not fp8_teacher)
+        cu_seqlens = torch.empty(9, dtype=torch.int32)
+    if fp8_teacher:
+        fp8.convert(layer)
+    compiled = torch.compile(layer.forward, backend="aot_eager", dynamic=False, fullgraph=True)
+    with torch.set_grad_enabled(not fp8_teacher):
+        y = compiled(x, cu_seqlens, 128)
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+    if not fp8_teacher:
+        y.sum().backward()
+        assert layer.qkv.weight.grad.shape == (192, 64)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 
 from model import kernels
 from model.kernels import attention_rows
@@ -61,8 +62,6 @@ def rows(qkv_T3NH: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float =
 
 def varlen(qkv_T3NH: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float = 0.0) -> Tensor:
     """torch's FlashAttention for packed sequences: 16 bit, compute capability 8.0 and later, no dropout."""
-    from torch.nn.attention.varlen import varlen_attn
-
     assert not dropout
     q_TNH, k_TNH, v_TNH = qkv_T3NH.unbind(1)
     out_TNH = varlen_attn(q_TNH, k_TNH, v_TNH, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
