@@ -24,15 +24,20 @@ from data.masking import MaskingSettings
 from data.order import OrderSettings
 from data.shapes import Shapes
 from data.tokenizer import has_tokenizer
-from launch import checkpoint, ds_config, hub, restore
+from launch import agreement, checkpoint, ds_config, hub, restore, retention, space
 from launch.args import flag, parse, require
 from launch.distributed import World, seed_dropout
 from launch.errors import CheckpointError, Stopped, run
 from launch.evaluate import check_together, held_out, vocabulary_for
-from launch.flags import FREE, Cadence, Length, Speed, Start
+from launch.flags import FREE, Cadence, Ends, Length, Speed, Start
+from launch.heartbeat import Heartbeat
+from launch.lock import Lock
 from launch.monitor import GradientNorm, Meter, Monitor, duration, engine_figures
 from launch.progress import bar
+from launch.retention import Retention
 from launch.run_folder import MODEL, TOKENIZER, RunFolder, environment, flags_of
+from launch.skipped import SkippedSteps, loss_scale_explained
+from launch.stop import StopSigns, Votes, seconds
 from model import hf
 from model.config import BertConfig
 from model.distiller import TERMS, Batch, Distiller, parameter_groups
@@ -72,27 +77,30 @@ class Freezing:
 
 
 def train(
-    paths: Paths, length: Length, objective: Objective, masking: MaskingSettings, order: OrderSettings,
-    freezing: Freezing, speed: Speed, cadence: Cadence, begin: Start,
+    lock: Lock, paths: Paths, length: Length, objective: Objective, masking: MaskingSettings, order: OrderSettings,
+    freezing: Freezing, speed: Speed, cadence: Cadence, keep: Retention, ends: Ends,
+    begin: Start,
 ) -> None:  # fmt: skip
     """The story of a run, top to bottom.
 
     Raises:
         DilbertError: whatever keeps it from starting or going on, with its exit code.
-        Stopped: at `--stop-at-step`.
+        Stopped: at `--stop-at-step`, or by a stop sign (launch.stop).
     """
     raw_config = ds_config.load(paths.deepspeed_config, distributed.device_type())
-    world = distributed.start()
+    world = distributed.start(begin.ranks)
     folder = RunFolder(paths.output)
+    lock.take()
 
     # Models and data, and whether they belong together.
-    corpora = Corpora.open(paths.data)
-    valid_dataset = Dataset.open(paths.valid_data) if paths.valid_data else None
-    student = load_student(paths.student, begin.seed, speed.attention_dropout)
-    teacher = DilBertForMaskedLM.from_pretrained(paths.teacher) if paths.teacher else None
-    vocabulary = vocabulary_for(corpora.datasets, paths.student, paths.teacher)
-    models = ((paths.student, student), (paths.teacher, teacher))
-    check_together((*corpora.datasets, valid_dataset), vocabulary, models, needs_width=objective.alpha_cos > 0)
+    with agreement.together():
+        corpora = Corpora.open(paths.data)
+        valid_dataset = Dataset.open(paths.valid_data) if paths.valid_data else None
+        student = load_student(paths.student, begin.seed, speed.attention_dropout)
+        teacher = DilBertForMaskedLM.from_pretrained(paths.teacher) if paths.teacher else None
+        vocabulary = vocabulary_for(corpora.datasets, paths.student, paths.teacher)
+        models = ((paths.student, student), (paths.teacher, teacher))
+        check_together((*corpora.datasets, valid_dataset), vocabulary, models, needs_width=objective.alpha_cos > 0)
     student.embeddings.position.weight.requires_grad_(not freezing.freeze_pos_embs)
 
     # How long, and in which parts.
@@ -104,10 +112,10 @@ def train(
     valid = HeldOut(valid_dataset, vocabulary, masking, stream.counts) if valid_dataset else None
 
     # A run goes on as it was started, or not at all.
-    flags = flags_of(paths, length, objective, masking, order, freezing, speed, cadence, begin)
+    flags = flags_of(paths, length, objective, masking, order, freezing, speed, cadence, keep, ends, begin)
     record: dict[str, Any] = {"flags": flags, "deepspeed_config": raw_config, "fingerprint": stream.fingerprint()}
     record |= {MODEL: student.config.to_dict(), "teacher": hf.fingerprint(teacher) if teacher else None}
-    folder.check(record, FREE, begin.allow_change, world, begin.fresh)
+    folder.check(record, FREE, begin.allow_change, begin.fresh)
 
     # The engine holds the student; the teacher stands beside it.
     if teacher:
@@ -117,6 +125,7 @@ def train(
     if found := checkpoint.newest_for_all(folder.checkpoints):
         restore.load(engine, found)
     last = length.last(steps, engine.global_steps)
+    space.check(engine, folder.checkpoints, keep.most(engine.global_steps, last, cadence.checkpoint_interval))
     if world.is_main:
         facts = environment(world, fingerprint=record["fingerprint"], data=corpora.facts())
         folder.begin(config=record, ds_config=config, environment=facts)
@@ -125,44 +134,60 @@ def train(
     if speed.teacher_fp8:
         first = stream.micro_batches(engine.global_steps, world.rank, world.ranks, accumulation)[0]
         teacher_in_fp8(distiller, Batch.of(first, world.device).to(world.device), speed.teacher_fp8, world)
-    with Monitor(folder.path, world, engine.global_steps, steps) as monitor:
+    signs = StopSigns(folder.path, seconds(ends.time_limit))
+    heart = Heartbeat(folder.path, world, ends.hang_timeout, engine.global_steps)
+    with Monitor(folder.path, world, engine.global_steps, steps) as monitor, heart:
         monitor.say(headline(distiller, config, world, corpora.summary(steps * batch), steps, engine.global_steps))
         todo, shapes = range(engine.global_steps, last), None
         if todo and distiller.should_compile(speed.compile):
             shapes = stream.shapes(todo, world.ranks * accumulation, speed.token_block)
-            compile_for(engine, shapes, world, monitor)
+            compile_for(engine, shapes, world, monitor, heart)
         meter, gradient = Meter(TERMS, distiller.active_terms, world.device), GradientNorm(engine)
+        skipped = SkippedSteps(engine, folder.path, ends.max_bad_steps, stream.numbers)
+        votes, stop = Votes(), None
 
         def make(step: int) -> list[tuple[MicroBatch, Batch]]:
             made = stream.micro_batches(step, world.rank, world.ranks, accumulation, shapes)
             return [(part, Batch.of(part, world.device)) for part in made]
 
+        def save() -> None:
+            with heart.during("saving"), meter.paused(), signs.saving():
+                checkpoint.save(engine, folder.checkpoints)
+                if world.is_main:
+                    retention.prune(folder.checkpoints, keep)
+
         for parts in meter.waiting(prefetch(make, todo)):
             rate = engine.get_lr()[0]
             for part, batch_on_host in parts:
                 seed_dropout(begin.seed, part.step, part.part)
-                loss, terms = engine(batch_on_host.to(world.device))
-                engine.backward(loss)
-                gradient.before_step()
-                engine.step()
+                with heart.during("forward"), meter.forward():
+                    loss, terms = engine(batch_on_host.to(world.device))
+                with heart.during("backward"):
+                    engine.backward(loss)
+                    gradient.before_step()
+                with heart.during("step"), loss_scale_explained(engine, save):
+                    engine.step()
                 meter.add(terms, part.tokens, part.filler, part.static or not shapes)
-            meter.step()
-            step = engine.global_steps
-            save = step % cadence.checkpoint_interval == 0 or step == last
-            if save or step % cadence.log_interval == 0:  # a loss that is not finite is never saved: the log raises
+            meter.step(skipped.after(meter.pending[0]))
+            step = heart.step = engine.global_steps
+            stop = votes.cast(signs.reason())
+            end = step == last or bool(stop) or skipped.too_many
+            if end or step % cadence.log_interval == 0:
                 progress = {"lr": rate, **corpora.epochs(step * batch), **engine_figures(engine, gradient)}
                 monitor.log(step, {**meter.read(), **progress})
-            with meter.paused():
-                if valid and (step % cadence.eval_interval == 0 or step == last):
-                    monitor.log_held_out(step, held_out(distiller, valid, micro))
-                if save:
-                    checkpoint.save(engine, folder.checkpoints)
+            if valid and (step % cadence.eval_interval == 0 or step == last):
+                with meter.paused():
+                    monitor.log_held_out(step, held_out(distiller, valid, micro, heart.tick))
+            if end or step % cadence.checkpoint_interval == 0:
+                save()
+            if end:
+                break
 
-        if last < steps:
-            folder.end("STOPPED.json", {"code": Stopped.exit_code, "step": last}, world)
-            raise Stopped(
-                f"stopped at step {last} of {steps}, as asked; the same command without --stop-at-step goes on"
-            )
+        skipped.check()
+        if engine.global_steps < steps:
+            stop = stop or "--stop-at-step"
+            folder.end("STOPPED.json", {"code": Stopped.exit_code, "step": engine.global_steps, "why": stop}, world)
+            raise Stopped(f"stopped at step {engine.global_steps} of {steps}: {stop}; the same command goes on")
         folder.end("DONE.json", {"step": steps}, world)
         monitor.say(f"done: {steps} steps. Next: python -m model.export {folder.path} --output {folder.path}/export")
 
@@ -192,14 +217,15 @@ def teacher_in_fp8(distiller: Distiller, batch: Batch, most: float, world: World
         print(f"teacher in FP8: KL divergence from 16 bit {kl:.5f} nats a token (at most {most:g})")
 
 
-def compile_for(engine: Any, shapes: Shapes, world: World, monitor: Monitor) -> None:
+def compile_for(engine: Any, shapes: Shapes, world: World, monitor: Monitor, heart: Heartbeat) -> None:
     """Compile the models, for all shapes that micro-batches will have."""
     tokens, start = shapes.tokens, time.perf_counter()
     monitor.say(f"compiling for {len(tokens)} shapes: {tokens[0]:,} to {tokens[-1]:,} tokens, by {tokens.step:,}")
     engine.compile()
     with bar(len(tokens), "shape", "compiling") as progress:
         for example in shapes.examples():
-            engine.module.warm_up(Batch.of(example, world.device).to(world.device))
+            with heart.during("compiling"):
+                engine.module.warm_up(Batch.of(example, world.device).to(world.device))
             progress.update()
     monitor.say(f"compiled in {duration(time.perf_counter() - start)}")
 
@@ -230,13 +256,15 @@ def headline(distiller: Distiller, config: dict, world: World, data: str, steps:
     )
 
 
-GROUPS = (Paths, Length, Objective, MaskingSettings, OrderSettings, Freezing, Speed, Cadence, Start)
+GROUPS = (Paths, Length, Objective, MaskingSettings, OrderSettings, Freezing, Speed, Cadence, Retention, Ends, Start)
 
 
 def main() -> None:
     """Command line."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING if distributed.is_main() else logging.ERROR)
-    train(*parse(DESCRIPTION, *GROUPS, example=EXAMPLE, prog="train_dilbert.py"))
+    paths, *settings = parse(DESCRIPTION, *GROUPS, example=EXAMPLE, prog="train_dilbert.py")
+    with Lock(paths.output) as lock:  # however the run ends, its folder is free again
+        train(lock, paths, *settings)
 
 
 if __name__ == "__main__":

@@ -100,6 +100,10 @@ class TrainingStream:
         positions = np.arange(step * size, (step + 1) * size)
         return self.corpora.rows(positions, self.order_keys, self.settings.order)
 
+    def numbers(self, step: int) -> dict[str, list[int]]:
+        """The sequences of a step by their numbers, and those of their corpora and epochs."""
+        return {name: values.tolist() for name, values in vars(self.rows(step)).items()}
+
     def fingerprint(self) -> str:
         """Changes with anything that would change the sequences of some step, or their masks."""
         parts = [

@@ -3,14 +3,16 @@
 `checkpoints/step00001000/` holds DeepSpeed's files and `MANIFEST.json` (size and SHA-256 of each). DeepSpeed itself
 writes `latest` before all ranks have finished, and loads a damaged file in silence. So every rank writes into a
 temporary folder, syncs and hashes its own files; then rank 0 writes the manifest, renames the folder, and points
-`latest` to it. A kill at any moment leaves the last whole checkpoint.
+`latest` to it (nothing here reads it). A kill at any moment leaves the last whole checkpoint.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +20,18 @@ from typing import Any
 
 import torch.distributed as dist
 
-from launch import commit
+from launch import commit, space
+from launch.distributed import by_main, gather
 from launch.errors import CheckpointError
 
 MANIFEST = "MANIFEST.json"
-_TAG = re.compile(r"step(\d{8,})")
+MODEL_STATES = "mp_rank_00_model_states.pt"  # DeepSpeed's name: the module's weights in the training dtype, counters
+PARTIAL, DELETED, DAMAGED = ".partial-", ".deleted-", "damaged-"  # before a tag: no checkpoint, or no longer one
+_TAG = re.compile(r"step[0-9]{8,}")
+_SHARD = re.compile(r"(?:bf16_)?zero_pp_rank_([0-9]+)_mp_rank_00_optim_states\.pt")
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+Files = dict[str, tuple[int, str]]  # name -> size in bytes, SHA-256
 
 
 @dataclass(frozen=True)
@@ -44,28 +53,19 @@ def save(engine: Any, root: Path) -> Path:
     """Commit a checkpoint of the engine's current step; all ranks call it. One that is there already stays.
 
     Raises:
-        CheckpointError: the disk refuses.
+        CheckpointError: on every rank, if any can't write; says how much space is missing, where that is why.
     """
     final = root / tag(engine.global_steps)
-    if final.exists():
-        return final
-    partial = root / f".partial-{final.name}"
-    rank, ranks = dist.get_rank(), dist.get_world_size()
     try:
-        if rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            root.mkdir(parents=True, exist_ok=True)
-        dist.barrier()
-        engine.save_checkpoint(str(root), tag=partial.name, save_latest=False)
-        files: list[Any] = [None] * ranks
-        dist.all_gather_object(files, {path.name: _sync_and_hash(path) for path in _own_files(partial, rank)})
-        if rank == 0:
-            merged = {name: entry for part in files for name, entry in part.items()}
-            _publish(partial, final, {"step": engine.global_steps, "ranks": ranks,
-                                      "stage": engine.zero_optimization_stage(), "files": merged})  # fmt: skip
-        dist.barrier()
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        raise CheckpointError(f"{final}: can't be written: {error}; the last whole checkpoint is kept") from error
+        if partial := by_main(lambda: _make_way(final)):
+            manifest = {"step": engine.global_steps, "ranks": dist.get_world_size(),
+                        "stage": engine.zero_optimization_stage(), "files": _write(engine, partial)}  # fmt: skip
+            by_main(lambda: _publish(partial, final, manifest))
+    except OSError as error:
+        missing = by_main(lambda: _give_up(root, space.forecast(engine)))
+        raise CheckpointError(
+            f"{final}: can't be written: {error}{missing}; the last whole checkpoint is kept"
+        ) from error
     return final
 
 
@@ -98,61 +98,153 @@ def newest_for_all(root: Path) -> Checkpoint | None:
     Raises:
         CheckpointError: on every rank, what rank 0 found.
     """
-    answer: list[Any] = [None]
-    if dist.get_rank() == 0:
+
+    def find() -> Checkpoint | None:
+        found, folders = newest(root), committed(root)
         try:
-            answer = [newest(root)]
-            _move_aside([path for path in committed(root) if path.name > answer[0].path.name] if answer[0] else [])
-        except (CheckpointError, OSError) as error:
-            answer = [error if isinstance(error, CheckpointError) else CheckpointError(f"{root}: {error}")]
-    dist.broadcast_object_list(answer)
-    if isinstance(answer[0], CheckpointError):
-        raise answer[0]
-    return answer[0]
+            for newer in folders[folders.index(found.path) + 1 :] if found else ():
+                set_aside(newer)
+        except OSError as error:
+            raise CheckpointError(f"{root}: a damaged checkpoint can't be renamed: {error}") from error
+        return found
+
+    return by_main(find)
 
 
-def _move_aside(damaged: list[Path]) -> None:
-    for path in damaged:
-        target = path.with_name(f"damaged-{path.name}")
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(path, target)
+def set_aside(path: Path) -> None:
+    """Give a damaged checkpoint another name, `damaged-step...`; an older one of that name goes."""
+    target = path.with_name(f"{DAMAGED}{path.name}")
+    shutil.rmtree(target, ignore_errors=True)
+    os.rename(path, target)
 
 
 def committed(root: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
     found = [path for path in root.glob("step*") if _TAG.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name[4:]))
+    steps = {int(path.name[4:]): path for path in found if path.name == tag(int(path.name[4:]))}
+    return [steps[step] for step in sorted(steps)]
 
 
-def verify(path: Path) -> Checkpoint:
+def sweep(root: Path) -> None:
+    """Remove what a kill or a failure left of checkpoints that were being written, or deleted."""
+    for leftover in (*root.glob(f"{PARTIAL}*"), *root.glob(f"{DELETED}*")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def verify(path: Path, content: bool = True) -> Checkpoint:
     """Compare every file with the manifest.
+
+    Args:
+        content: also by SHA-256, not by size alone.
 
     Raises:
         CheckpointError: names the file, what was expected and what was found.
     """
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        files = manifest["files"]
-        checkpoint = Checkpoint(path, manifest["step"], manifest["ranks"], manifest["stage"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / MANIFEST}: can't be read: {error!r}") from error
-    if path.name != tag(checkpoint.step):
-        raise CheckpointError(f"{path / MANIFEST}: is of step {checkpoint.step}")
+    checkpoint, files = _read_manifest(path)
     for name, (size, digest) in files.items():
         file = path / name
-        found = file.stat().st_size if file.is_file() else None
+        try:
+            found = file.stat().st_size if file.is_file() else None
+            actual = _sha256(file) if content and found == size else digest
+        except OSError as error:
+            raise CheckpointError(f"{file}: can't be read: {error.strerror}") from error
         if found != size:
             raise CheckpointError(
                 f"{file}: {'missing' if found is None else f'{found:,} bytes'}, expected {size:,} bytes"
             )
-        if (actual := _sha256(file)) != digest:
+        if actual != digest:
             raise CheckpointError(f"{file}: SHA-256 {actual[:16]}..., expected {digest[:16]}...: damaged")
     return checkpoint
 
 
+def _read_manifest(path: Path) -> tuple[Checkpoint, Files]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        checkpoint = Checkpoint(path, *(_count(manifest[key]) for key in ("step", "ranks", "stage")))
+        files = {name: (_count(size), str(digest)) for name, (size, digest) in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path / MANIFEST}: can't be read: {error!r}") from error
+    if fault := _fault(checkpoint, files):
+        raise CheckpointError(f"{path / MANIFEST}: {fault}")
+    return checkpoint, files
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
+def _fault(checkpoint: Checkpoint, files: Files) -> str:
+    """What is wrong with a manifest; "" if nothing is. All `.pt` files must be in it: nothing else is ever read."""
+    if checkpoint.path.name != tag(checkpoint.step):
+        return f"is of step {checkpoint.step}"
+    if strange := [name for name in files if not _PLAIN.fullmatch(name)]:
+        return f"{strange[0]!r} is not the plain name of a file"
+    if MODEL_STATES not in files:
+        return f"does not name {MODEL_STATES}"
+    shards = sorted(int(found[1]) for name in files if (found := _SHARD.fullmatch(name)))
+    if shards != list(range(checkpoint.ranks if checkpoint.stage else 0)):
+        return f"names {len(shards)} optimizer shards, of {checkpoint.ranks} ranks at ZeRO stage {checkpoint.stage}"
+    if others := sorted({path.name for path in checkpoint.path.glob("*.pt")} - files.keys()):
+        return f"does not name {others[0]}, which is there"
+    return ""
+
+
+def _make_way(final: Path) -> Path | None:
+    """A folder to write into, by a new name: a rank that a killed run left behind can't write there. None if the
+    checkpoint is there already."""
+    if final.exists():
+        return None
+    sweep(final.parent)
+    partial = final.parent / f"{PARTIAL}{uuid.uuid4().hex[:8]}" / final.name
+    partial.mkdir(parents=True)
+    return partial
+
+
+def _write(engine: Any, folder: Path) -> Files:
+    """DeepSpeed's files, written by all ranks, synced and hashed.
+
+    Raises:
+        OSError: on every rank, what any of them met.
+    """
+    with _failures_noted(engine) as failures:
+        engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+    mine: Files = {}
+    try:
+        if not failures:
+            mine = {path.name: _sync_and_hash(path) for path in _own_files(folder, dist.get_rank())}
+    except OSError as error:
+        failures.append(error)
+    parts = gather(str(failures[0]) if failures else mine)
+    if failed := {rank: part for rank, part in enumerate(parts) if isinstance(part, str)}:
+        raise OSError("; ".join(f"rank {rank}: {reason}" for rank, reason in list(failed.items())[:3]))
+    return {name: entry for part in parts if isinstance(part, dict) for name, entry in part.items()}
+
+
+@contextlib.contextmanager
+def _failures_noted(engine: Any) -> Iterator[list[Exception]]:
+    """While it is open, a rank that can't write notes why and goes on, as the others wait for it at DeepSpeed's
+    barriers. DeepSpeed's scripts (`zero_to_fp32.py`), which people would run from there, are not put beside."""
+    files = engine.checkpoint_engine
+    write, failures = files.save, list[Exception]()
+
+    def save(state_dict: Any, path: str) -> None:
+        try:
+            write(state_dict, path)
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            failures.append(error)
+
+    files.save, engine._copy_recovery_script = save, lambda folder: None
+    try:
+        yield failures
+    finally:
+        del files.save, engine._copy_recovery_script
+
+
 def _own_files(folder: Path, rank: int) -> Iterator[Path]:
     """Files that this rank wrote: DeepSpeed names optimizer shards by rank, all else is rank 0's."""
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(folder.iterdir()):
         if path.is_file() and shard_owner(path) == rank:
             yield path
 
@@ -172,7 +264,16 @@ def _publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
     commit.write_text(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     os.rename(partial, final)
     commit.sync(final.parent)
+    shutil.rmtree(partial.parent, ignore_errors=True)
     commit.write_text(final.parent / "latest", final.name)
+
+
+def _give_up(root: Path, needed: int) -> str:
+    """Remove what was written; how much space is missing, if any is."""
+    sweep(root)
+    folder = next(path for path in (root, *root.parents) if path.is_dir())
+    missing = space.shortage(folder, max([needed, *map(space.size, committed(root)[-1:])]))
+    return missing and f": {missing}"
 
 
 def _sha256(path: Path) -> str:

@@ -77,7 +77,9 @@ UNSUPPORTED_KEYS = {
 
 # Objects, each after the one that holds it.
 SECTIONS = ("optimizer", "optimizer.params", "scheduler", "scheduler.params", "zero_optimization", "fp16", "bf16",
-            "zero_optimization.offload_optimizer", "data_types")  # fmt: skip
+            "zero_optimization.offload_optimizer", "data_types", "torch_autocast", "flops_profiler",
+            "activation_checkpointing", "aio", "comms_logger", "tensorboard", "wandb", "csv_monitor", "comet",
+            "checkpoint", "compile", "timers", "datastates_ckpt")  # fmt: skip
 
 # Where "auto" has a meaning: what a flag or the launch determines.
 AUTO_PATHS = ("gradient_accumulation_steps", "scheduler.params.total_num_steps", "scheduler.params.warmup_num_steps")
@@ -96,7 +98,7 @@ def load(path: Path, device: str) -> Json:
         config = json.loads(path.read_text(), object_pairs_hook=_refuse_duplicates)
     except OSError as error:
         raise ConfigError(f"--deepspeed-config {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--deepspeed-config {path}: not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"--deepspeed-config {path}: must be a JSON object")
@@ -203,6 +205,9 @@ def _check_precision(config: Json) -> None:
             f"key '{precision(config)}': needs ZeRO; without it DeepSpeed does not scale the loss (fp16) and keeps no "
             'fp32 weights (bf16). Say "zero_optimization": {"stage": 1}'
         )
+    for section, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
+        if config.get(section, {}).get(key) is False:
+            raise ConfigError(f"key '{section}.{key}': false would let a gradient that is not finite reach the weights")
 
 
 def _check_optimizer(config: Json) -> None:

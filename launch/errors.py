@@ -1,7 +1,7 @@
 """Error classes, each with its exit code, and the one place that turns an error into an exit.
 
-0 done, 2 configuration, 3 data, 4 checkpoint, 5 non-finite loss or gradient, 75 stopped on request. A user's mistake
-never shows a traceback.
+0 done, 2 configuration, 3 data, 4 checkpoint, 5 non-finite loss or gradient, 6 a rank that hangs, 75 stopped on
+request. A user's mistake never shows a traceback.
 """
 
 import difflib
@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 
 class DilbertError(Exception):
@@ -43,10 +43,24 @@ class NonFiniteError(DilbertError):
     exit_code = 5
 
 
+class HungError(DilbertError):
+    """A rank makes no progress, or is no longer there."""
+
+    exit_code = 6
+
+
 class Stopped(DilbertError):
     """The run was stopped on request, and goes on at the next start."""
 
     exit_code = 75
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print to standard output, or to `stream`; a reader that has gone, such as a launcher, is no reason to end."""
+    try:
+        print(text, file=stream or sys.stdout, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -88,10 +102,10 @@ def _end(error: DilbertError) -> NoReturn:
     All ranks of a job usually fail alike. A rank other than 0 holds its message back for a moment, in which the
     launcher ends it: the user reads the error once, and still reads the error of a rank that fails alone.
     """
-    rank = int(os.environ.get("RANK", "0"))
-    if rank:
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
         time.sleep(2)
-    where = f"[rank {rank}] " if rank else ""
+    where = f"[rank {rank}] " if rank != "0" else ""
     kind = "" if isinstance(error, Stopped) else "error: "
-    print(f"{where}{kind}{error}", file=sys.stderr, flush=True)
+    say(f"{where}{kind}{error}", sys.stderr)
     sys.exit(error.exit_code)

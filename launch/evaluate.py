@@ -7,7 +7,7 @@ ranks and for any batch size; models are compared on the same masked words.
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,12 +46,23 @@ class Arguments:
         require(self.batch_size > 0, "batch_size", self.batch_size, "must be positive")
 
 
-def held_out(distiller: Distiller, data: HeldOut, size: int) -> dict[str, float]:
-    """Measure on all of a held-out dataset; every rank of the process group, if there is one, takes its share."""
+def held_out(
+    distiller: Distiller, data: HeldOut, size: int, alive: Callable[[str], None] = lambda _: None
+) -> dict[str, float]:
+    """Measure on all of a held-out dataset; every rank of the process group, if there is one, takes its share.
+
+    Args:
+        alive: called before each batch.
+    """
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = next(distiller.parameters()).device
-    micro_batches = data.micro_batches(size, rank, ranks)
-    total = distiller.measure(Batch.of(micro_batch, device).to(device) for micro_batch in micro_batches)
+
+    def batches() -> Iterator[Batch]:
+        for micro_batch in data.micro_batches(size, rank, ranks):
+            alive("measuring on held-out data")
+            yield Batch.of(micro_batch, device).to(device)
+
+    total = distiller.measure(batches())
     if ranks > 1:
         dist.all_reduce(total)
     return held_out_figures(total, distiller)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launch.args import flag, require
+from launch.stop import seconds
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,31 @@ class Cadence:
 
 
 @dataclass(frozen=True)
+class Ends:
+    """What ends it early, to be continued."""
+
+    time_limit: str | None = flag(
+        None,
+        "save and stop before so long has passed: minutes, HH:MM:SS, D-HH:MM:SS (default: when SLURM ends)",
+        "TIME",
+    )
+    max_bad_steps: int = flag(10, "steps in a row with a loss or gradient that is not finite; exit code 5", "STEPS")
+    hang_timeout: float = flag(900.0, "without any progress on a rank: it is named, and the run ends", "SECONDS")
+
+    def __post_init__(self) -> None:
+        seconds(self.time_limit)
+        require(self.max_bad_steps > 0, "max_bad_steps", self.max_bad_steps, "must be positive")
+        require(self.hang_timeout >= 1, "hang_timeout", self.hang_timeout, "must be 1 at least")
+
+
+@dataclass(frozen=True)
 class Start:
     """How it starts."""
 
     seed: int = flag(0, "of order, masks, dropout and random weights")
     fresh: bool = flag(False, "move an earlier run in --output aside and start over")
     allow_change: tuple[str, ...] = flag((), "flags or JSON keys that may differ from the run's record", "KEY")
+    ranks: int | None = flag(None, "refuse to start on any other number of ranks", "RANKS")
     local_rank: int = flag(-1, "taken from launchers and passed over: the environment's LOCAL_RANK counts")
     deepspeed: bool = flag(True, "taken from other scripts and passed over: DeepSpeed is always the engine")
 
@@ -117,5 +137,5 @@ class Start:
 FREE = frozenset({
     "max_steps", "epochs", "stop_at_step", "log_interval", "checkpoint_interval", "eval_interval", "fresh",
     "allow_change", "local_rank", "deepspeed", "deepspeed_config", "data", "valid_data", "teacher", "student", "output",
-    "compile", "token_block",
+    "compile", "token_block", "keep_last", "keep_every", "ranks", "time_limit", "max_bad_steps", "hang_timeout",
 })  # fmt: skip

@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from launch import commit
 from launch.distributed import World
-from launch.errors import NonFiniteError
+from launch.errors import say
 
 LOG = "log.jsonl"
 
@@ -37,8 +37,10 @@ class Meter:
         """
         self.names, self.shown = names, shown
         self.sums = torch.zeros(len(names), dtype=torch.float64, device=device)
+        self.pending = torch.zeros_like(self.sums)  # of the step that is under way
         self.counts = np.zeros(3)
-        self.steps = 0
+        self.passes: list[tuple[Any, Any]] = []
+        self.steps = self.counted = 0
         self.waited = 0.0
         self.since = time.perf_counter()
 
@@ -56,31 +58,58 @@ class Meter:
 
     def add(self, terms: torch.Tensor, tokens: int, filler: int = 0, static: bool = True) -> None:
         """One micro-batch: its share of the step's losses, its real tokens, its filler, and if it was compiled."""
-        self.sums += terms
+        self.pending += terms
         self.counts += (tokens, filler, not static)
 
-    def step(self) -> None:
-        """One optimizer step is done."""
+    def step(self, skipped: bool = False) -> None:
+        """One optimizer step is done; the losses of a skipped one, which may be NaN, are left out of the means."""
+        if not skipped:
+            self.sums += self.pending
+            self.counted += 1
+        self.pending.zero_()
         self.steps += 1
 
+    @contextlib.contextmanager
+    def forward(self) -> Iterator[None]:
+        """A forward pass: the part of a step in which no rank waits for another."""
+        start, end = self._mark(), None
+        yield
+        end = self._mark()
+        self.passes.append((start, end))
+
+    def _mark(self) -> Any:
+        if self.sums.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _forward_seconds(self) -> float:
+        on_gpu = self.sums.device.type == "cuda"
+        total = sum(a.elapsed_time(b) / 1000 if on_gpu else b - a for a, b in self.passes)
+        self.passes.clear()
+        return total
+
     def read(self) -> dict[str, float]:
-        """Since the last reading: mean losses over all ranks, rate, step time, share of it spent waiting for data."""
-        packed = torch.cat([self.sums, self.sums.new_tensor([*self.counts, self.waited])])
+        """Since the last reading: mean losses over all ranks, rate, step time, and shares of filler and of waiting."""
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        of_ranks = np.zeros((2, ranks))
+        of_ranks[:, rank] = self._forward_seconds(), self.waited
+        packed = torch.cat([self.sums, self.sums.new_tensor([*self.counts, *of_ranks.flatten()])])
         dist.all_reduce(packed)
-        *sums, tokens, filler, others, waited = (
-            packed.tolist()
-        )  # waits for the device: all work since the last reading is done
+        values = packed.tolist()  # waits for the device, which is done with all work now
+        sums, (tokens, filler, others) = values[: len(self.names)], values[len(self.names) : -2 * ranks]
         now = time.perf_counter()
-        seconds = now - self.since
-        steps = max(self.steps, 1)
-        figures = {name: value / steps for name, value in zip(self.names, sums, strict=True) if name in self.shown}
-        figures["tokens_per_second"] = tokens / max(seconds, 1e-9)
+        seconds = max(now - self.since, 1e-9)
+        steps, counted = max(self.steps, 1), self.counted or math.nan
+        figures = {name: value / counted for name, value in zip(self.names, sums, strict=True) if name in self.shown}
+        figures["tokens_per_second"] = tokens / seconds
         figures["seconds_per_step"] = seconds / steps
         figures["filler"] = filler / max(tokens + filler, 1)
         figures["uncompiled"] = others
-        figures["data_wait"] = waited / dist.get_world_size() / max(seconds, 1e-9)
+        figures |= _slowest(values[-2 * ranks : -ranks], values[-ranks:], steps, seconds)
         self.sums.zero_()
-        self.counts[:] = self.steps = 0
+        self.counts[:] = self.steps = self.counted = 0
         self.waited = 0.0
         self.since = now
         return figures
@@ -93,6 +122,15 @@ class Meter:
         self.since += time.perf_counter() - start
 
 
+def _slowest(forward: list[float], waited: list[float], steps: int, seconds: float) -> dict[str, float]:
+    """The rank whose forward passes took longest, seconds of them a step, and shares of waiting for data."""
+    slowest = max(range(len(forward)), key=forward.__getitem__)
+    return {
+        "data_wait": sum(waited) / len(waited) / seconds, "slowest_rank": slowest,
+        "slowest_forward": forward[slowest] / steps, "slowest_data_wait": max(waited) / seconds,
+    }  # fmt: skip
+
+
 class GradientNorm:
     """L2 norm of a step's whole gradient, before clipping. Under ZeRO the engine keeps it; at stage 0 nobody does."""
 
@@ -101,21 +139,15 @@ class GradientNorm:
         self.norm: torch.Tensor | None = None
 
     def before_step(self) -> None:
-        """Between backward and step of each micro-batch."""
+        """Between backward and step of each micro-batch. At stage 0 the optimizer hears if the norm is not finite."""
         if self.own and self.engine.is_gradient_accumulation_boundary():
             gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
             self.norm = torch.nn.utils.get_total_norm(gradients)
+            self.engine.optimizer.overflow = not bool(self.norm.isfinite())
 
     def read(self) -> float:
-        """After the step.
-
-        Raises:
-            NonFiniteError: at stage 0, where DeepSpeed lets a NaN reach the weights; under ZeRO it skips such a step.
-        """
-        norm = float((self.norm if self.own else self.engine.get_global_grad_norm()) or 0.0)
-        if self.own and not math.isfinite(norm):
-            raise NonFiniteError(f"step {self.engine.global_steps}: the gradient's norm is {norm}")
-        return norm
+        """After the step; infinite if it was skipped."""
+        return float((self.norm if self.own else self.engine.get_global_grad_norm()) or 0.0)
 
 
 def engine_figures(engine: Any, gradient: GradientNorm) -> dict[str, float]:
@@ -152,14 +184,10 @@ class Monitor:
     def say(self, text: str) -> None:
         """A sentence for the console, from rank 0."""
         if self.world.is_main:
-            print(text, flush=True)
+            say(text)
 
     def log(self, step: int, figures: dict[str, float]) -> None:
-        """One line of training figures, everywhere.
-
-        Raises:
-            NonFiniteError: the loss is NaN or infinite (on every rank, since all have the same mean).
-        """
+        """One line of training figures, everywhere."""
         self._record(step, figures, "train")
         left = (self.max_steps - step) * figures["seconds_per_step"]
         self.say(
@@ -169,8 +197,6 @@ class Monitor:
             + f" | {figures['tokens_per_second']:,.0f} tok/s | data wait {figures['data_wait']:.1%}"
             + f" | eta {duration(left)}"
         )
-        if not math.isfinite(figures["loss"]):
-            raise NonFiniteError(f"step {step}: the loss is {figures['loss']}; the last checkpoint is kept")
 
     def log_held_out(self, step: int, figures: dict[str, float]) -> None:
         """One line of held-out figures, everywhere."""
@@ -199,7 +225,7 @@ def cut_log(path: Path, start: int) -> None:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The rows of a `log.jsonl`; a line that a kill cut short is left out. No file, no rows."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
             row = json.loads(line)
             if isinstance(row, dict) and isinstance(row.get("step"), int):

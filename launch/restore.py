@@ -19,10 +19,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from launch.checkpoint import Checkpoint, shard_owner
+from launch.checkpoint import MODEL_STATES, Checkpoint, shard_owner
+from launch.distributed import by_main
 from launch.errors import CheckpointError
 
-MODEL_STATES = "mp_rank_00_model_states.pt"  # DeepSpeed's name: the module's weights in the training dtype, counters
 GROUP_NAMES = "parameter_names"  # key of an optimizer's parameter group: the names of its parameters, in order
 _ADDRESSES = "param_slice_mappings"  # per group: name -> where in this rank's flat partition its fragment lies
 _FP32 = "single_partition_of_fp32_groups"
@@ -38,6 +38,7 @@ def load(engine: Any, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: not for this model, or more than weights in it.
     """
+    by_main(lambda: _open(checkpoint))
     as_saved = (checkpoint.ranks, checkpoint.stage) == (dist.get_world_size(), engine.zero_optimization_stage())
     with weights_only(), _hyperparameters_kept(engine):
         try:
@@ -73,13 +74,13 @@ class Content:
     def __init__(self, checkpoint: Checkpoint) -> None:
         """
         Raises:
-            CheckpointError: a shard is missing.
+            CheckpointError: a shard is missing, or a file holds something else than a checkpoint's weights.
         """
-        self.model_states = _read(checkpoint.path / MODEL_STATES)
+        self.model_states = _read(checkpoint.path / MODEL_STATES, "module")
         paths = sorted(checkpoint.path.glob("*_optim_states.pt"), key=shard_owner) if checkpoint.stage else []
         if checkpoint.stage and len(paths) != checkpoint.ranks:
             raise CheckpointError(f"{checkpoint.path}: {len(paths)} optimizer shards of {checkpoint.ranks} ranks")
-        self.shards = [_read(path)["optimizer_state_dict"] for path in paths]
+        self.shards = [_read(path, "optimizer_state_dict")["optimizer_state_dict"] for path in paths]
 
     @functools.cached_property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -147,6 +148,11 @@ class Content:
                 raise CheckpointError(f"{whole.numel()} of {shape.numel()} values of {name} are in the shards")
             joined[name] = whole.view(shape)
         return joined
+
+
+def _open(checkpoint: Checkpoint) -> None:
+    """Every file, before DeepSpeed opens any: a file that is refused is known to all ranks."""
+    Content(checkpoint)
 
 
 def _load_as_saved(engine: Any, checkpoint: Checkpoint) -> None:
@@ -252,12 +258,18 @@ def _span(address: Any) -> slice:
     return slice(address.start, address.start + address.numel)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, key: str) -> dict[str, Any]:
+    """A file of a checkpoint, which holds `key`."""
     try:
         with weights_only():
-            return torch.load(path, map_location="cpu", mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError) as error:
+            content = torch.load(path, map_location="cpu", mmap=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path}: holds more than weights, and is not loaded: {error}") from error
+    except (RuntimeError, OSError) as error:
         raise CheckpointError(f"{path}: can't be loaded as weights: {error}") from error
+    if not isinstance(content, dict) or key not in content:
+        raise CheckpointError(f"{path}: is no file of DeepSpeed's: it does not hold '{key}'")
+    return content
 
 
 @contextlib.contextmanager

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from launch import commit, ds_config
+from launch import agreement, commit, ds_config, lock
 from launch.args import option
-from launch.distributed import World
+from launch.distributed import World, by_main
 from launch.errors import CheckpointError, ConfigError
+from launch.stop import STOP
 
 MODEL = "model"  # key of config.json: the student's architecture, as Hugging Face's config.json
 IDENTITY = ("fingerprint", MODEL, "teacher")  # the data stream, the student's architecture, the teacher's weights
@@ -41,12 +42,13 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def move_aside(self) -> None:
-        """Give an existing run another name, NAME.old-1, -2 ...; nothing is deleted."""
+        """Give an existing run another name, NAME.old-1, -2 ...; nothing is deleted. A lock stays in place."""
         if self.path.exists():
             number = 1
             while (target := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
                 number += 1
             os.rename(self.path, target)
+            lock.carry(target, self.path)
 
     def recorded(self) -> dict[str, Any] | None:
         """The `config.json` of an earlier start, if there was one."""
@@ -54,9 +56,12 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+            record = json.loads(path.read_text())
+            if not isinstance(record, dict) or not isinstance(record.get("flags"), dict):
+                raise ValueError("holds no flags of a run")
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: can't be read: {error}; `--fresh` starts over beside it") from error
+        return record
 
     def read(self, name: str) -> dict[str, Any]:
         """Read one of the folder's JSON files; {} where there is none."""
@@ -68,9 +73,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         commit.write_text(self.path / name, json.dumps(body, indent=2, default=str) + "\n")
 
-    def check(
-        self, record: dict[str, Any], free: frozenset[str], allowed: tuple[str, ...], world: World, fresh: bool
-    ) -> None:
+    def check(self, record: dict[str, Any], free: frozenset[str], allowed: tuple[str, ...], fresh: bool) -> None:
         """Whether this start may go on with the run in the folder; all ranks call it. Changes nothing but for `fresh`.
 
         Args:
@@ -78,14 +81,12 @@ class RunFolder:
             fresh: move an earlier run aside first.
 
         Raises:
-            ConfigError: the run was started with other settings, or the path is no folder.
+            ConfigError: the run was started with other settings, or not all ranks were.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"--output {self.path}: is a file; give the name of a folder")
+        flags = {option(name): value for name, value in record["flags"].items() if name not in free}
+        agreement.same({**flags, **{name: record[name] for name in ("deepspeed_config", *IDENTITY)}})
         if fresh:
-            if world.is_main:
-                self.move_aside()
-            dist.barrier()
+            by_main(self.move_aside)
         if recorded := self.recorded():
             refuse_changes(recorded, record, free, allowed)
         dist.barrier()  # every rank has read the old record before rank 0 writes the new one
@@ -94,13 +95,16 @@ class RunFolder:
         """The run is under way: write `NAME.json` for each record; it is neither done nor stopped. For rank 0."""
         for name, body in records.items():
             self.write(f"{name}.json", body)
-        for name in ("DONE.json", "STOPPED.json"):
+        for name in ("DONE.json", "STOPPED.json", STOP):
             (self.path / name).unlink(missing_ok=True)
 
     def end(self, name: str, body: dict[str, Any], world: World) -> None:
-        """How the run ended: `DONE.json` or `STOPPED.json`."""
+        """How the run ended: `DONE.json` or `STOPPED.json`. No rank leaves before it is there: a launcher may end the
+        others then."""
         if world.is_main:
             self.write(name, body)
+            (self.path / STOP).unlink(missing_ok=True)
+        dist.barrier()
 
 
 def flags_of(*groups: Any) -> dict[str, Any]:

@@ -13,15 +13,71 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["train_dilbert", "model.export", "transformers.models.bert.modeling_bert",
-                                "transformers.models.distilbert.modeling_distilbert"])  # fmt: skip
+                                "transformers.models.distilbert.modeling_distilbert",
+                                "deepspeed.runtime.zero.muon.original_muon",  # of every engine; takes torch's compiler
+                                "hypothesis", "pytest"])  # fmt: skip
 
 
 class RankFailed(Exception):
     """A rank raised; the message is its traceback."""
+
+
+class Job:
+    """Ranks that are under way; a context manager that leaves none of them behind."""
+
+    def __init__(self, ranks: int, function: Callable[..., Any], *args: Any) -> None:
+        """
+        Args:
+            function: importable by name (a module's top level), with its arguments; each rank calls it.
+        """
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        pipes = [_server.Pipe(duplex=False) for _ in range(ranks)]
+        self.receivers = [receiver for receiver, _ in pipes]
+        self.processes = [
+            _server.Process(target=_rank, args=(rank, ranks, port, pipes[rank][1], function, args), daemon=True)
+            for rank in range(ranks)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+    def results(self, timeout: float = 240) -> list[Any]:
+        """What the function returned, by rank.
+
+        Raises:
+            RankFailed: a rank raised, or hangs. The first failure counts: the others would wait for the failed rank.
+        """
+        results: dict[int, Any] = {}
+        while len(results) < len(self.receivers):
+            missing = sorted(set(range(len(self.receivers))) - results.keys())
+            ready = wait([self.receivers[rank] for rank in missing], timeout)
+            if not ready:
+                raise RankFailed(f"ranks {missing} did not end in {timeout} s")
+            for rank in (rank for rank in missing if self.receivers[rank] in ready):
+                results[rank] = self._answer(rank)
+        return [results[rank] for rank in range(len(self.receivers))]
+
+    def _answer(self, rank: int) -> Any:
+        try:
+            ok, value = self.receivers[rank].recv()
+        except EOFError:
+            raise RankFailed(f"rank {rank} died") from None
+        if not ok:
+            raise RankFailed(f"rank {rank}:\n{value}")
+        return value
 
 
 def run_ranks(ranks: int, function: Callable[..., Any], *args: Any, timeout: float = 240) -> list[Any]:
@@ -31,39 +87,13 @@ def run_ranks(ranks: int, function: Callable[..., Any], *args: Any, timeout: flo
         function: importable by name (a module's top level).
         timeout: seconds after which a hanging job is killed.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    pipes = [_server.Pipe(duplex=False) for _ in range(ranks)]
-    jobs = [
-        _server.Process(target=_rank, args=(rank, ranks, port, pipes[rank][1], function, args), daemon=True)
-        for rank in range(ranks)
-    ]
-    for job in jobs:
-        job.start()
-    try:
-        return _collect([receiver for receiver, _ in pipes], timeout)
-    finally:
-        for job in jobs:
-            job.kill()
-            job.join()
+    with Job(ranks, function, *args) as job:
+        return job.results(timeout)
 
 
-def _collect(receivers: list[Connection], timeout: float) -> list[Any]:
-    """Results by rank; the first failure ends the job, for the others would wait for the failed rank."""
-    results: dict[int, Any] = {}
-    while len(results) < len(receivers):
-        waiting = [receivers[rank] for rank in range(len(receivers)) if rank not in results]
-        ready = wait(waiting, timeout)
-        if not ready:
-            raise RankFailed(f"ranks {sorted(set(range(len(receivers))) - results.keys())} did not end in {timeout} s")
-        for receiver in ready:
-            rank = receivers.index(receiver)
-            ok, value = receiver.recv()
-            if not ok:
-                raise RankFailed(f"rank {rank}:\n{value}")
-            results[rank] = value
-    return [results[rank] for rank in range(len(receivers))]
+def channel() -> tuple[Connection, Connection]:
+    """Receiver, and sender that a rank's arguments may hold."""
+    return _server.Pipe(duplex=False)
 
 
 def _rank(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from data.batching import MicroBatch, positions_within
 from model import hf
 from model.distiller import TERMS, Batch, Distiller, held_out_figures, parameter_groups
+from model.kernels import distillation
 from model.losses import Objective
 
 LENGTHS = [9, 1, 24, 5, 13, 2]
@@ -315,6 +316,22 @@ def test_nothing_waits_for_the_device(objective: Objective, student: nn.Module, 
     loss, terms = Distiller(student.to("meta"), teacher.to("meta"), objective)(dataclasses.replace(batch, **tensors))
     loss.backward()
     assert terms.shape == (5,)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_loss_that_is_not_finite_has_no_finite_gradient(value, student, teacher, monkeypatch) -> None:
+    """So that DeepSpeed, which looks at gradients, skips the step. (The gradient does not follow from the value.)"""
+    module = Distiller(student, teacher, Objective())
+    whole = distillation.vocabulary_losses
+
+    def lost(*arguments: object) -> tuple[Tensor, Tensor]:
+        loss, values = whole(*arguments)
+        return loss + value, values
+
+    monkeypatch.setattr("model.distiller.vocabulary_losses", lost)
+    loss, _ = module(batch_of(masked_sequences()))
+    loss.backward()
+    assert not any(parameter.grad.isfinite().any() for parameter in student.parameters() if parameter.grad.any())
 
 
 def test_a_batch_from_the_stream() -> None:

@@ -2,11 +2,13 @@
 
 import os
 
+import pytest
 import torch
 from ranks import run_ranks
 
 from launch import distributed
 from launch.distributed import seed_dropout
+from launch.errors import DataError
 
 
 def draw(seed: int, step: int, part: int) -> list[float]:
@@ -48,3 +50,24 @@ def test_plain_python_is_a_world_of_one():
 def test_ranks_of_a_host_share_its_cores():
     cores = len(os.sched_getaffinity(0))
     assert run_ranks(2, shares_cores) == [max(1, cores // 2)] * 2
+
+
+def asks_main(fails: bool) -> tuple[list[int], str]:
+    """In a rank: every rank's number, and what rank 0 alone is asked for."""
+    distributed.start()
+
+    def answer() -> str:
+        if fails:
+            raise DataError(f"not found by rank {os.environ['RANK']}")
+        return f"found by rank {os.environ['RANK']}"
+
+    ranks = distributed.gather(int(os.environ["RANK"]))
+    try:
+        return ranks, distributed.by_main(answer)
+    except DataError as error:
+        return ranks, str(error)
+
+
+@pytest.mark.parametrize(("fails", "expected"), [(False, "found by rank 0"), (True, "not found by rank 0")])
+def test_what_rank_0_finds_or_not_all_know(fails, expected):
+    assert run_ranks(3, asks_main, fails) == [([0, 1, 2], expected)] * 3

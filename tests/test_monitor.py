@@ -13,7 +13,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from launch import monitor
 from launch.distributed import World
-from launch.errors import NonFiniteError
 from launch.monitor import Meter, Monitor, cut_log, duration
 
 clock = types.SimpleNamespace(now=100.0)
@@ -51,8 +50,8 @@ def test_console_file_and_board_say_the_same(tmp_path, capsys):
     assert (event.step, event.value) == (4, 0.5)
 
 
-def test_a_non_finite_loss_is_written_and_raised(tmp_path):
-    with Monitor(tmp_path, WORLD, 0, 10) as monitor, pytest.raises(NonFiniteError, match="step 3"):
+def test_a_loss_that_is_not_finite_is_null(tmp_path):
+    with Monitor(tmp_path, WORLD, 0, 10) as monitor:
         monitor.log(3, FIGURES | {"loss": math.nan})
     assert json.loads((tmp_path / "log.jsonl").read_text())["loss"] is None
 
@@ -78,6 +77,7 @@ def test_time_until_an_item_is_there_is_waiting_for_data(monkeypatch):
     monkeypatch.setattr(monitor.time, "perf_counter", lambda: clock.now)
     monkeypatch.setattr(monitor.dist, "all_reduce", lambda packed: packed.mul_(2))  # a second rank that does the same
     monkeypatch.setattr(monitor.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(monitor.dist, "get_rank", lambda: 0)
     meter = Meter(("loss",), ("loss",), torch.device("cpu"))
     seen = []
     for item in meter.waiting(slow([4, 5], 3.0)):
@@ -109,7 +109,7 @@ def test_leaving_the_loop_over_awaited_items_ends_their_source():
 
 
 def read_meter() -> dict[str, float]:
-    """On each of two ranks: two steps of two micro-batches."""
+    """On each of two ranks: two steps of two micro-batches, and one that is skipped."""
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     meter = Meter(("loss", "loss_ce"), ("loss",), torch.device("cpu"))
@@ -117,8 +117,11 @@ def read_meter() -> dict[str, float]:
         for part in range(2):
             meter.add(torch.tensor([1.0 + rank + 10 * step + 100 * part, 7.0]), tokens=5 + rank)
         meter.step()
+    meter.add(torch.full((2,), math.nan), tokens=0, filler=11, static=False)
+    meter.step(skipped=True)
+    meter.passes.append((0.0, 3.0 + rank))  # a forward pass of so many seconds
     figures = meter.read()
-    assert meter.read()["loss"] == 0.0, "reading starts anew"
+    assert math.isnan(meter.read()["loss"]), "reading starts anew"
     return figures
 
 
@@ -127,4 +130,6 @@ def test_meter_sums_parts_and_ranks_and_averages_steps():
     # Step 0: 1 + 101 + 2 + 102; step 1: 40 more.
     assert first["loss"] == second["loss"] == (206 + 246) / 2
     assert "loss_ce" not in first
-    assert first["tokens_per_second"] * first["seconds_per_step"] * 2 == pytest.approx(4 * 5 + 4 * 6, rel=1e-6)
+    assert first["tokens_per_second"] * first["seconds_per_step"] * 3 == pytest.approx(4 * 5 + 4 * 6, rel=1e-6)
+    assert (first["filler"], first["uncompiled"]) == (22 / 66, 2)
+    assert (first["slowest_rank"], first["slowest_forward"]) == (1, 4.0 / 3)

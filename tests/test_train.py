@@ -115,7 +115,9 @@ def test_resume_is_bit_for_bit(models, dataset_folder, tmp_path):
     run(2, flags(config, dataset_folder, models, whole, "--max-steps", "20"))
     argv = flags(config, dataset_folder, models, halves, "--max-steps", "20")
     run(2, [*argv, "--stop-at-step", "10"], expect=75)
-    assert json.loads((halves / "STOPPED.json").read_text()) == {"code": 75, "step": 10}
+    assert json.loads((halves / "STOPPED.json").read_text()) == {
+        "code": 75, "step": 10, "why": "--stop-at-step",
+    }  # fmt: skip
     assert not (halves / "DONE.json").exists()
     assert "going on after step 10" in run(2, argv)
     assert (halves / "DONE.json").exists()

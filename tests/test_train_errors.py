@@ -435,30 +435,6 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_a_pickle_payload_in_a_checkpoint_does_not_run(finished, models, dataset_folder, tmp_path):
-    output = resumable(finished, tmp_path)
-    folder = output / "checkpoints" / checkpoint.tag(4)
-    path = folder / "mp_rank_00_model_states.pt"
-    state = torch.load(path, weights_only=False)
-    torch.save(state | {"payload": Payload(str(tmp_path / "ran"))}, path)
-    manifest = json.loads((folder / "MANIFEST.json").read_text())
-    manifest["files"][path.name] = [path.stat().st_size, checkpoint._sha256(path)]
-    (folder / "MANIFEST.json").write_text(json.dumps(manifest))
-    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, output, "--max-steps", "6")
-    assert_refused(argv, 4, "more than weights", "mkdir")
-    assert not (tmp_path / "ran").exists()
-
-
-class Payload:
-    """What an attacker would put into a pickle."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return (os.mkdir, (self.path,))
-
-
 def test_non_finite_loss_ends_with_5_and_keeps_the_checkpoint(dataset_folder, tmp_path):
     from model.pretrained import DilBertForMaskedLM
 
@@ -469,9 +445,8 @@ def test_non_finite_loss_ends_with_5_and_keeps_the_checkpoint(dataset_folder, tm
     student.save_pretrained(pair[1])
     for stage in (0, 2):
         config = config_file(tmp_path / "c.json", stage=stage)
-        assert_refused(
-            flags(config, dataset_folder, pair, tmp_path / f"run{stage}", "--max-steps", "2"), 5, "step 1", "nan"
-        )
+        argv = flags(config, dataset_folder, pair, tmp_path / f"run{stage}", "--max-steps", "4", "--max-bad-steps", "2")
+        assert_refused(argv, 5, "step 2", "not finite 2 times in a row")
         assert not (tmp_path / f"run{stage}" / "DONE.json").exists()
 
 
