@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup triton quickstart test test-slow test-all test-gpu check format bench
+.PHONY: help setup triton quickstart test test-slow test-all test-gpu faults check format bench
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ test-all: .venv/installed  ## the long tests, too
 
 test-gpu:  ## the tests that are for a GPU; by the PYTHON that has torch, where there is no .venv
 	DILBERT_TEST_GPU=1 $(PYTHON) -m pytest -m gpu $(addprefix tests/test_,attention.py distillation.py gpu.py triton.py)
+
+faults: .venv/installed  ## kills, damage, full disks, odd input: is anything lost? (some 10 minutes; disks need root)
+	$(BIN)/python -m tests.faults
 
 check: .venv/installed  ## formatting, lint, types, tests
 	$(BIN)/ruff format --check .

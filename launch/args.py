@@ -93,10 +93,21 @@ def _add(group: Any, field: dataclasses.Field, hint: Any) -> None:
     elif typing.get_origin(hint) is typing.Literal:
         options["choices"] = typing.get_args(hint)
     else:
-        options["type"] = hint
+        options["type"] = _whole_number if hint is int else hint
     if hint is not bool:
         options["metavar"] = field.metadata.get("metavar")
     group.add_argument(option(field.name), help=text.replace("%", "%%"), **options)
+
+
+def _whole_number(text: str) -> int:
+    """Of a size that all arithmetic has room for."""
+    value = int(text)
+    if abs(value) > 1 << 53:
+        raise argparse.ArgumentTypeError(f"{text[:20]}... is too large")
+    return value
+
+
+_whole_number.__name__ = "int"  # in argparse's message: invalid int value
 
 
 def _without_none(hint: Any) -> Any:

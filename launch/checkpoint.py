@@ -184,7 +184,7 @@ def _fault(checkpoint: Checkpoint, files: Files) -> str:
     if MODEL_STATES not in files:
         return f"does not name {MODEL_STATES}"
     shards = sorted(int(found[1]) for name in files if (found := _SHARD.fullmatch(name)))
-    if shards != list(range(checkpoint.ranks if checkpoint.stage else 0)):
+    if len(shards) != (checkpoint.ranks if checkpoint.stage else 0) or shards != list(range(len(shards))):
         return f"names {len(shards)} optimizer shards, of {checkpoint.ranks} ranks at ZeRO stage {checkpoint.stage}"
     if others := sorted({path.name for path in checkpoint.path.glob("*.pt")} - files.keys()):
         return f"does not name {others[0]}, which is there"

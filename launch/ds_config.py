@@ -181,8 +181,11 @@ def _check_auto(config: Json) -> None:
 def _check_values(config: Json) -> None:
     for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
         value = config.get(key, 1)
-        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ConfigError(f"key '{key}': {value!r} is no positive whole number")
+        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31):
+            raise ConfigError(f"key '{key}': {value!r} is no positive whole number (less than 2^31)")
+    every = config.get("steps_per_print", 1)
+    if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
+        raise ConfigError(f"key 'steps_per_print': {every!r} is no positive whole number")
     clipping = config.get("gradient_clipping", 0)
     if not isinstance(clipping, int | float) or not 0 <= clipping < math.inf:
         raise ConfigError(f"key 'gradient_clipping': {clipping!r} must be a number, 0 (off) or more")

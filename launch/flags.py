@@ -21,6 +21,8 @@ class Length:
         for name in ("max_steps", "epochs", "warmup_steps", "stop_at_step"):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "must be positive")
+        for name in ("max_steps", "epochs"):
+            require((getattr(self, name) or 0) < 1 << 31, name, getattr(self, name), "must be less than 2^31")
         given = (self.max_steps is not None) + (self.epochs is not None)
         require(given == 1, "max_steps", self.max_steps, "give either --max-steps or --epochs")
 
@@ -31,7 +33,7 @@ class Length:
             sequences: of an epoch; None where several corpora have one each.
 
         Raises:
-            ConfigError: epochs of several corpora.
+            ConfigError: epochs of several corpora, or more steps than can be counted.
         """
         if self.max_steps is not None:
             return self.max_steps
@@ -39,7 +41,9 @@ class Length:
         rule = "several corpora with weights have no common epoch; give --max-steps"
         require(sequences is not None, "epochs", self.epochs, rule)
         assert sequences is not None
-        return math.ceil(self.epochs * sequences / batch)
+        steps = math.ceil(self.epochs * sequences / batch)
+        require(steps < 1 << 31, "epochs", self.epochs, f"are {steps} steps; must be less than 2^31")
+        return steps
 
     def warmup(self, steps: int) -> int:
         """Steps in which the learning rate rises."""

@@ -37,6 +37,14 @@ def read(*words: str) -> Example:
     return parse("A program.", Example, argv=words, example="  program --name x", prog="program")[0]
 
 
+def test_numbers_of_any_size_are_not_taken():
+    assert read("--name", "x", "--count-of", str(2**53)).count_of == 2**53
+    with pytest.raises(ConfigError, match=r"--count-of: 99999999999999999999\.\.\. is too large"):
+        read("--name", "x", "--count-of", "9" * 30)
+    with pytest.raises(ConfigError, match=r"--count-of: invalid int value: '1\.5'"):
+        read("--name", "x", "--count-of", "1.5")
+
+
 def test_defaults_and_types():
     assert read("--name", "x") == Example("x", Path("here"), 3, None, (0, 1), "a", True)
     words = [

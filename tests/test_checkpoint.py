@@ -176,6 +176,14 @@ def test_leftovers_are_removed_before_the_next_save(root):
     assert sorted(path.name for path in root.iterdir()) == ["latest", "step00000002", "step00000004"]
 
 
+@pytest.mark.parametrize("ranks", [0, 1, 3, 10**30])
+def test_other_ranks_in_the_record(ranks, root):
+    path = checkpoint.committed(root)[1] / "MANIFEST.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"ranks": ranks}))
+    with pytest.raises(CheckpointError, match=f"names 2 optimizer shards, of {ranks} ranks"):
+        checkpoint.verify(path.parent)
+
+
 def test_unfinished_and_foreign_folders_are_passed_over(root):
     (root / ".partial-step00000009").mkdir()
     (root / "step9").mkdir()

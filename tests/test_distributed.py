@@ -8,7 +8,7 @@ from ranks import run_ranks
 
 from launch import distributed
 from launch.distributed import seed_dropout
-from launch.errors import DataError
+from launch.errors import ConfigError, DataError
 
 
 def draw(seed: int, step: int, part: int) -> list[float]:
@@ -45,6 +45,32 @@ def test_two_ranks():
 
 def test_plain_python_is_a_world_of_one():
     assert run_ranks(1, alone)[0][:4] == (0, 1, "cpu", True)
+
+
+def refused(environment: dict[str, str]) -> str:
+    """What a rank says to variables of a launcher."""
+    os.environ |= environment
+    try:
+        distributed.start()
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"RANK": "x"}, "RANK is 'x'"),
+        ({"RANK": ""}, "RANK is ''"),
+        ({"WORLD_SIZE": "1.5"}, "WORLD_SIZE is '1.5'"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK is '-1'"),
+        ({"RANK": "1"}, "RANK 1, WORLD_SIZE 1"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT 65536"),
+        ({"DS_LOG_LEVEL": "loud"}, "DS_LOG_LEVEL is 'LOUD'"),
+    ],
+)
+def test_odd_variables_are_refused_and_not_waited_for(environment, words):
+    assert words in run_ranks(1, refused, environment)[0]
 
 
 def test_ranks_of_a_host_share_its_cores():

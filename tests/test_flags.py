@@ -26,6 +26,11 @@ def test_several_corpora_have_no_common_epoch():
         Length(epochs=2).steps(sequences=None, batch=30)
 
 
+def test_more_steps_than_can_be_counted():
+    with pytest.raises(ConfigError, match="--epochs 2000000: are 2000000000000 steps"):
+        Length(epochs=2_000_000).steps(sequences=10**9, batch=1000)
+
+
 def test_warmup():
     assert Length(max_steps=1000).warmup(1000) == 50
     assert Length(max_steps=3).warmup(3) == 1
@@ -44,7 +49,17 @@ def test_last_step_of_this_start():
         Length(max_steps=9).last(9, now=10)
 
 
-@pytest.mark.parametrize("wrong", [{}, {"max_steps": 1, "epochs": 1.0}, {"max_steps": -1}, {"epochs": 0.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"max_steps": 1, "epochs": 1.0},
+        {"max_steps": -1},
+        {"epochs": 0.0},
+        {"epochs": 1e99},
+        {"max_steps": 2**31},
+    ],
+)
 def test_refused(wrong):
     with pytest.raises(ConfigError):
         Length(**wrong)

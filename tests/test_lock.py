@@ -194,10 +194,19 @@ def test_a_requeued_job_knows_that_its_first_start_is_dead(before, now, taken, t
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "17", '{"pid": 1}', "[" * 100_000, json.dumps(dataclasses.asdict(owner()) | {"pid": "x"})],
+    [
+        "",
+        "{",
+        "[]",
+        "17",
+        "\udcff",
+        '{"pid": 1}',
+        "[" * 100_000,
+        json.dumps(dataclasses.asdict(owner()) | {"pid": "x"}),
+    ],
 )
 def test_a_lock_that_cannot_be_read_holds_until_it_is_old(content, tmp_path, capsys):
-    (tmp_path / "LOCK.json").write_text(content)
+    (tmp_path / "LOCK.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(ConfigError, match="its lock can not be read"), Lock(tmp_path) as held:
         held.take()
     os.utime(tmp_path / "LOCK.json", (time.time() - 1000,) * 2)

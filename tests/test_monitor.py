@@ -61,6 +61,9 @@ def test_a_resume_cuts_the_log(tmp_path):
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
     cut_log(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    path.write_bytes(b'{"step": 1}\n\xff\xfe\n{"step": 2}\n')
+    cut_log(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n', "what is no text is left out"
     cut_log(tmp_path / "none.jsonl", 2)
     assert not (tmp_path / "none.jsonl").exists()
 

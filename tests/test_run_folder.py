@@ -64,8 +64,9 @@ def test_moving_aside_never_deletes(tmp_path):
     assert not folder.path.exists()
 
 
-def test_a_damaged_record_is_an_error(tmp_path):
-    (tmp_path / "config.json").write_text('{"flags": ')
+@pytest.mark.parametrize("content", ['{"flags": ', "[{}]", "{}", '{"flags": []}', "[" * 100_000])
+def test_a_damaged_record_is_an_error(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         RunFolder(tmp_path).recorded()
 

@@ -116,6 +116,9 @@ def test_bad_values(more, words, models, dataset_folder, tmp_path):
         ({"zero_optimization": {"stage": 0}, "fp16": {"enabled": True}}, ["fp16", "ZeRO"]),
         ({"zero_optimization": {"stage": 0}, "bf16": {"enabled": True}}, ["bf16", "ZeRO"]),
         ({"steps_per_print": "auto"}, ["steps_per_print", "auto"]),
+        ({"steps_per_print": {}}, ["steps_per_print", "{}"]),
+        ({"train_batch_size": 2**31}, ["train_batch_size", "2147483648"]),
+        ({"aio": []}, ["aio", "object"]),
         ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}, ["torch_adam", "CPU"]),
         ({"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}}, ["optimizer.params.lr"]),
         ({"scheduler": schedule(warmup_type="linear", warmup_max_lr=0.1)}, ["warmup_max_lr"]),
@@ -135,6 +138,14 @@ def test_bad_deepspeed_json(change, words, models, dataset_folder, tmp_path):
         words = [str(config), *words]
     assert_refused(flags(config, dataset_folder, models, tmp_path / "run", "--max-steps", "4"), 2, *words)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_deepspeed_cannot_read(models, dataset_folder, tmp_path):
+    """Whatever it raises at that."""
+    params = {"lr": 1e-3, "torch_adam": True, "betas": [0.9]}
+    config = config_file(tmp_path / "c.json", optimizer={"type": "AdamW", "params": params})
+    argv = flags(config, dataset_folder, models, tmp_path / "run", "--max-steps", "4")
+    assert_refused(argv, 2, "DeepSpeed refuses its configuration: IndexError")
 
 
 @pytest.mark.parametrize(
