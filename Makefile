@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup triton quickstart test test-slow test-all test-gpu faults check format bench
+.PHONY: help setup triton quickstart test test-slow test-all test-gpu test-cluster faults check format bench
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,16 +24,19 @@ quickstart: .venv/installed  ## a whole distillation in minutes: make quickstart
 	TEACHER="$(TEACHER)" CORPUS="$(CORPUS)" bash launch/quickstart.sh
 
 test: .venv/installed  ## the default tests (under 15 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not cluster"
 
 test-slow: .venv/installed  ## the long tests alone
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu and not cluster"
 
 test-all: .venv/installed  ## the long tests, too
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu and not cluster"
 
 test-gpu:  ## the tests that are for a GPU; by the PYTHON that has torch, where there is no .venv
 	DILBERT_TEST_GPU=1 $(PYTHON) -m pytest -m gpu $(addprefix tests/test_,attention.py distillation.py gpu.py triton.py)
+
+test-cluster: .venv/installed  ## two hosts and a SLURM of this machine's own (root; sshd, pdsh, slurm, munge installed)
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 faults: .venv/installed  ## kills, damage, full disks, odd input: is anything lost? (some 10 minutes; disks need root)
 	$(BIN)/python -m tests.faults
