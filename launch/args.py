@@ -151,6 +151,8 @@ def parse(
     parser = build(description, *groups, example=example, prog=prog)
     words = _canonical(sys.argv[1:] if argv is None else argv)
     _refuse_missing(parser, words, example)
+    if nothing := next((word for word in words if word.startswith("--") and word.endswith("=--")), None):
+        parser.error(f"argument '{nothing}': -- is no value")  # argparse would take it for none at all
     values, unknown = parser.parse_known_args(words)
     if unknown:
         near = did_you_mean(unknown[0].partition("=")[0], parser._option_string_actions)

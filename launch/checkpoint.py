@@ -272,7 +272,8 @@ def _give_up(root: Path, needed: int) -> str:
     """Remove what was written; how much space is missing, if any is."""
     sweep(root)
     folder = next(path for path in (root, *root.parents) if path.is_dir())
-    missing = space.shortage(folder, max([needed, *map(space.size, committed(root)[-1:])]))
+    needed = max([needed, *map(space.size, committed(root)[-1:])])
+    missing = space.shortage(folder, needed + needed // 20)  # files take whole blocks, and folders take some, too
     return missing and f": {missing}"
 
 

@@ -40,10 +40,16 @@ def read(launcher: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for path in files():
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        for number, line in enumerate(_lines(path), start=1):
             name, value = _variable(line, launcher, f"{path}, line {number}")
             found[name] = value
     return found
+
+
+def _lines(path: Path) -> list[str]:
+    """As DeepSpeed reads them; the end of the last line begins no other."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return lines[:-1] if not lines[-1] else lines
 
 
 def _variable(line: str, launcher: str, where: str) -> tuple[str, str]:

@@ -75,10 +75,10 @@ def read(words: list[str]) -> Job:
     if launcher == "pdsh" and (word := next(filter(_SHELL.search, args.user_args), None)):
         raise ConfigError(f"{word}: pdsh hands it to the hosts' shells, which would read some of these characters")
     hosts = _active(args)
-    script = words[: len(words) - len(args.user_args)]
-    own = ["--force_multi", *_for_mpi(args, launcher)]  # a hostfile with one host would be a run on this one, otherwise
-    job_words = [*own, *script, "--ranks", str(sum(hosts.values())), *args.user_args]
-    return Job(job_words, launcher, hosts, _output(args), args.ssh_port)
+    flags, script = words[: -1 - len(args.user_args)], args.user_script
+    own = ("--force_multi", *_for_mpi(args, launcher))  # a hostfile with one host would be a run on this one, otherwise
+    given = ("--ranks", str(sum(hosts.values())), *args.user_args)
+    return Job([*flags, *own, script, *given], launcher, hosts, _output(args), args.ssh_port)
 
 
 def _active(args: argparse.Namespace) -> dict[str, int]:

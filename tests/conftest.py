@@ -49,8 +49,8 @@ def sentence(generator: random.Random, words: int) -> str:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
-    """With DILBERT_NO_SKIPS=1 (continuous integration) a skipped test is a failed one, unless it is for rights that only
-    root of a whole machine has."""
+    """With DILBERT_NO_SKIPS=1 (continuous integration) a skipped test is a failed one, unless it is for rights that
+    only root of a whole machine has."""
     report = yield
     if report.skipped and os.environ.get("DILBERT_NO_SKIPS") == "1" and "needs root" not in str(report.longrepr):
         report.outcome = "failed"

@@ -68,7 +68,7 @@ class Amount:
     settings: tuple[Setting, ...] = SETTINGS
 
 
-FULL = Amount(steps=60, kills=40, every=1, flips=40, disks=5, examples=2000)
+FULL = Amount(steps=60, kills=30, every=1, flips=40, disks=5, examples=2000)
 SHORT = Amount(steps=20, kills=4, every=13, flips=3, disks=1, examples=40, settings=SETTINGS[2:6:3])
 
 

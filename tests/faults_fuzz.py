@@ -378,4 +378,5 @@ def begin_within(environment: dict[str, str], line: list[str]) -> tuple[int, str
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
             os.environ.pop(name)
     os.environ |= environment
+    os.chdir(Path(line[line.index("--output") + 1]).parent)  # a cache of any name is made there
     return train(line)

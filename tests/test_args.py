@@ -45,6 +45,11 @@ def test_numbers_of_any_size_are_not_taken():
         read("--name", "x", "--count-of", "1.5")
 
 
+def test_two_hyphens_are_no_value():
+    with pytest.raises(ConfigError, match="argument '--share=--': -- is no value"):
+        read("--name", "x", "--share=--")
+
+
 def test_defaults_and_types():
     assert read("--name", "x") == Example("x", Path("here"), 3, None, (0, 1), "a", True)
     words = [

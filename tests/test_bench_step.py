@@ -147,7 +147,7 @@ def test_profile_of_a_step():
 
 
 def test_a_table_has_medians_and_ratios():
-    row = {"wall": 10.0, "cpu": 8.0, "memory": 2**20, "padding": 0.2, "flops": 1e12, "gemm": 2e12, "sheet": None,
+    row = {"wall": 10.0, "cpu": 8.0, "memory": 2**20, "padding": 0.2, "flops": 1e12, "mfu": 0.5, "sheet": None,
            "others": 0.5, "batching": "b", "kernels": "k"}  # fmt: skip
     first = [{**row, "wall": wall} for wall in (30.0, 10.0, 20.0)]
     found = {"slow": first, "gone": [{"missing": "not installed: x"}], "fast": [{**row, "wall": 50.0}]}

@@ -1,6 +1,9 @@
 """Seeds, and the world of one process or several."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,8 @@ from ranks import run_ranks
 from launch import distributed
 from launch.distributed import seed_dropout
 from launch.errors import ConfigError, DataError
+
+ROOT = Path(__file__).parents[1]
 
 
 def draw(seed: int, step: int, part: int) -> list[float]:
@@ -71,6 +76,35 @@ def refused(environment: dict[str, str]) -> str:
 )
 def test_odd_variables_are_refused_and_not_waited_for(environment, words):
     assert words in run_ranks(1, refused, environment)[0]
+
+
+def too_few() -> str:
+    with pytest.raises(ConfigError) as caught:
+        distributed.start(ranks=3)
+    return str(caught.value)
+
+
+def test_another_number_of_ranks_is_refused():
+    """Such as the one rank that DeepSpeed starts where it finds no hostfile."""
+    words = "--ranks 3: the launcher made 2: look at hostfile, slots and --num_gpus"
+    assert run_ranks(2, too_few) == [words] * 2
+
+
+def test_mpirun_names_the_ranks_in_its_own_way():
+    names = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+             "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}  # fmt: skip
+    code = "import os; from launch import distributed; print(*map(os.environ.get, %r))"
+    ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    outside = {name: value for name, value in os.environ.items() if name not in ours}
+    done = subprocess.run(
+        [sys.executable, "-c", code % (ours,)],
+        env=outside | names,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["3", "4", "1", "2"]
 
 
 def test_ranks_of_a_host_share_its_cores():

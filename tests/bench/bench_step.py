@@ -5,10 +5,11 @@
 
 Forward of the teacher, forward and backward of the student, three losses; no optimizer. Each variant runs in processes
 of its own, in turn (A B C A B C), all with the same environment for OpenMP and the allocator; the table has medians
-and ratios to its first row. Rates are in real tokens, TFLOP/s by formula of real tokens. MFU is their share of the
-fastest large matrix product of the same process, and of the maker's figure for the GPU. What is computed is compared
-with the original's way in fp64, on one batch without dropout: the loss, and the word embedding's gradient (L2), both
-relative. Hardware: CPU or one GPU; on 2 cores ten minutes for the small pair, half an hour for the base pair.
+and ratios to its first row. Rates are in real tokens, TFLOP/s by formula of real tokens. MFU is their share of what the
+fastest large matrix product of the same process does (on a CPU: in as much CPU time), and of the maker's figure for the
+GPU. What is computed is compared with the original's way in fp64, on one batch without dropout: the loss, and the word
+embedding's gradient (L2), both relative. Hardware: CPU or one GPU; on 2 idle cores ten minutes for the small pair, half
+an hour for the base pair.
 """
 
 import csv

@@ -25,7 +25,6 @@ from model.config import BertConfig
 from tests.bench.step_data import sequences, tokens
 from tests.bench.step_models import DTYPES, PAIRS
 from tests.bench.step_variants import ORIGINAL_BATCH, VARIANTS, Ready, Setting, Unavailable, original
-from tests.bench.table import best
 
 GEMM_ROWS = 4096
 REFERENCE = "reference"
@@ -73,8 +72,8 @@ def measure(setting: Setting, name: str, reference: Path | None) -> dict[str, An
     imported = peak_bytes(setting.device)
     try:
         with VARIANTS[name](setting) as ready:
-            rates = run(setting, ready)
-            figures = {"imports": imported, "memory": peak_bytes(setting.device), **rates, "gemm": gemm_rate(setting)}
+            figures: dict[str, Any] = {**run(setting, ready), "imports": imported, "memory": peak_bytes(setting.device)}
+            figures["mfu"] = figures.pop("rate") / gemm_rate(setting)
             if reference:
                 figures |= differences(setting, ready, reference)
             return {"batching": ready.batching, "kernels": ready.kernels, "sheet": sheet_rate(setting), **figures}
@@ -92,10 +91,11 @@ def run(setting: Setting, ready: Ready) -> dict[str, float]:
     taken = Clock.now(setting.device) - start
     mean = float(torch.stack(losses).mean())
     assert math.isfinite(mean), f"loss {mean}"
-    sizes, count = [s.ids.size for s in data], tokens(data)
+    work, count = flops(setting, [s.ids.size for s in data]), tokens(data)
     slots = sum(batch.slots if hasattr(batch, "slots") else batch.input_ids.numel() for batch in batches)
     return {
-        "wall": count / taken.wall, "cpu": count / taken.own, "flops": flops(setting, sizes) / taken.wall,
+        "wall": count / taken.wall, "cpu": count / taken.own, "flops": work / taken.wall,
+        "rate": work / busy(taken, setting.device),
         "padding": 1 - count / slots, "others": taken.others, "loss": mean,
     }  # fmt: skip
 
@@ -131,22 +131,24 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def gemm_rate(setting: Setting) -> float:
-    """FLOP/s of the fastest of two large matrix products, a layer's and that of the logits, in the setting's dtype."""
+    """FLOP a second (`busy` ones) of the faster of two large matrix products, a layer's and that of the logits, in the
+    setting's dtype."""
     pair, device, dtype = PAIRS[setting.pair], setting.device, DTYPES[setting.dtype]
     rates = []
     for inner, columns in ((768, 3072), (pair.width, pair.vocabulary + -pair.vocabulary % 64)):
         a, b = (torch.randn(shape, dtype=dtype, device=device) for shape in ((GEMM_ROWS, inner), (columns, inner)))
         out = torch.empty(GEMM_ROWS, columns, dtype=dtype, device=device)
-
-        def product(a: torch.Tensor = a, b: torch.Tensor = b, out: torch.Tensor = out) -> None:
-            for _ in range(10 if device.type == "cuda" else 1):
+        for _ in range(6):
+            start, products = Clock.now(device), 10 if device.type == "cuda" else 1
+            for _ in range(products):
                 torch.mm(a, b.t(), out=out)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-
-        products = 10 if device.type == "cuda" else 1
-        rates.append(products * 2 * GEMM_ROWS * inner * columns / best(product, 3))
+            rates.append(products * 2 * GEMM_ROWS * inner * columns / busy(Clock.now(device) - start, device))
     return max(rates)
+
+
+def busy(taken: Clock, device: torch.device) -> float:
+    """Seconds of the GPU; on the CPU, of a processor: those that other processes take don't count."""
+    return taken.wall if device.type == "cuda" else taken.own
 
 
 def sheet_rate(setting: Setting) -> float | None:

@@ -38,7 +38,7 @@ def line(setting: Setting, name: str, row: Figures, first: Figures) -> tuple[str
     apart = [f"{row[key]:.1e}" if key in row else "-" for key in ("loss_difference", "gradient_difference")]
     return (
         name, row["batching"], setting.dtype, row["kernels"], f"{row['wall']:,.0f}", wall, f"{row['cpu']:,.0f}", cpu,
-        f"{row['padding']:.0%}", f"{row['flops'] / 1e12:.3g}", f"{row['flops'] / row['gemm']:.0%}", sheet,
+        f"{row['padding']:.0%}", f"{row['flops'] / 1e12:.3g}", f"{row['mfu']:.0%}", sheet,
         f"{row['memory'] / 2**20:,.0f}", memory, *apart, note(row),
     )  # fmt: skip
 

@@ -36,7 +36,7 @@ def why_not() -> str | None:
     tried = subprocess.run(
         ["unshare", "--net", "--pid", "--fork", "--mount-proc", "true"], capture_output=True, text=True
     )
-    return f"no namespaces here: {tried.stderr.strip()}" if tried.returncode else None
+    return f"needs root of a whole machine, for namespaces: {tried.stderr.strip()}" if tried.returncode else None
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
