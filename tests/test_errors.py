@@ -1,6 +1,10 @@
 """Exit codes, and what the user reads."""
 
 import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -77,3 +81,15 @@ def test_other_ranks_say_who_they_are(capsys, monkeypatch):
 def test_did_you_mean():
     assert errors.did_you_mean("optimiser", ["optimizer", "scheduler"]) == "; did you mean 'optimizer'?"
     assert errors.did_you_mean("xyz", ["optimizer"]) == ""
+
+
+def test_a_reader_that_has_gone_ends_nobody(tmp_path):
+    """As `deepspeed ... | tee log` ends, or a launcher is killed: what comes later goes nowhere, the exit is ours."""
+    code = "from launch.errors import say; import pathlib, sys\nfor _ in range(3): say('x'); say('y', sys.stderr)\n"
+    code += f"pathlib.Path({str(tmp_path / 'there')!r}).touch(); sys.exit(75)"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=write, cwd=Path(__file__).parents[1])
+    os.close(write)
+    assert done.returncode == 75
+    assert (tmp_path / "there").exists()

@@ -66,6 +66,7 @@ LAUNCHERS = {
     "runner": (FIRST, "-m deepspeed.launcher.runner"),
     "pdsh": (FIRST, "^pdsh"),
     "launch": (SECOND, "-u -m deepspeed.launcher.launch"),
+    "connection": (SECOND, "^sshd: root@notty"),
 }
 
 
