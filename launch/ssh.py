@@ -63,7 +63,9 @@ def on_all(commands: Mapping[str, str], port: int | None = None, timeout: float 
 def _run(words: list[str], timeout: float) -> Answer:
     began = time.time()
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            words, capture_output=True, text=True, errors="replace", timeout=timeout, stdin=subprocess.DEVNULL
+        )
     except subprocess.TimeoutExpired:
         return Answer(_FAILED, "", f"no answer within {timeout:g} s", began, time.time())
     except FileNotFoundError as error:

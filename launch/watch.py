@@ -88,10 +88,12 @@ class Watched:
         return next(new, None)
 
     def _end_orphans(self) -> None:
-        """The launcher has gone: what it started is asked to stop, and then killed."""
+        """The launcher has gone: what it started is asked to stop if it was killed (or pdsh below it: DeepSpeed says 0
+        then), and at last killed. If it failed, the run in the folder may be another start's, and is left in peace."""
         until = time.monotonic() + _GRACE
         while descendants() and time.monotonic() < until:
-            self.asked = self.asked or time.monotonic()
+            if self.launcher.returncode <= 0:
+                self.asked = self.asked or time.monotonic()
             self._ask()
             time.sleep(_POLL)
         for pid in descendants():

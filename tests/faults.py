@@ -13,7 +13,7 @@ nothing happened to, bit for bit:
 
 Exact is what went on from the last whole checkpoint, to the same end; refused is what ended with the right exit code
 and message. Then hypothesis makes up input of all sorts. The exit code is 1 if anything was silent, or ended with a
-traceback. Hardware: two cores, about 10 minutes.
+traceback. Hardware: two cores, some 20 minutes.
 """
 
 import csv

@@ -123,6 +123,12 @@ def test_orphans_are_asked_to_stop(run):
     assert code == 75, said
 
 
+def test_a_start_that_fails_stops_no_other(run):
+    """Two starts in one folder: the second is refused, and the first goes on."""
+    code, _ = watched(run, "setsid sleep 1 & exit 2", "watch._GRACE = 30.0; watch.Path.touch = None")
+    assert code == 2
+
+
 def test_orphans_that_do_not_stop_are_killed(run):
     code, _ = watched(run, "setsid sleep 60 & echo $! >orphan; kill -9 $$")
     assert code == 1

@@ -4,7 +4,8 @@ Logits are by far the largest tensors of a step. So rows are taken a chunk at a 
 one pass of a row kernel that computes losses and gradient and writes the gradient over the student's logits, and the
 gradient's two matrix products. Never more than a chunk of logits is alive, and nothing is computed twice.
 
-R rows (tokens), C rows of a chunk, D hidden size, V vocabulary, P vocabulary with filler up to a multiple of 64.
+R rows (tokens), C rows of a chunk, D hidden size, V vocabulary, P columns that are computed: the vocabulary, on a GPU
+with filler up to a multiple of 64. Rows of logits begin at multiples of 64 everywhere.
 """
 
 import ctypes
@@ -25,8 +26,8 @@ from model import kernels
 from model.losses import logit_mse, mlm_cross_entropy, soft_target_kl
 
 VALUES = ("ce", "mlm", "mse", "correct", "agree")
-CHUNK = {"cpu": 1024, "cuda": 16384}  # rows: on a GPU, each chunk reads and writes the gradient of the word embedding
-_ALIGNMENT = 64  # columns: 30,522 of them are slow for every matrix library
+CHUNK = {"cpu": 512, "cuda": 16384}  # rows: on a GPU, each chunk reads and writes the gradient of the word embedding
+_ALIGNMENT = 64  # columns: rows of 30,522 are slow for every matrix library
 
 
 @dataclass(frozen=True)
@@ -143,15 +144,21 @@ def chunked(
     return weights.common * torch.stack([total_5.new_zeros(()), *weighted]).sum().float(), total_5
 
 
+def _columns(word_VD: Tensor) -> int:
+    """P. A CPU's matrix products need aligned rows alone, a GPU's have fast kernels for aligned sizes only."""
+    V = word_VD.shape[0]
+    return V if word_VD.device.type == "cpu" else V + -V % _ALIGNMENT
+
+
 class _Decoder:
     """Logits of a chunk, always into the same memory."""
 
     def __init__(self, name: str, head: Head, size: int) -> None:
-        filler = -head.word_VD.shape[0] % _ALIGNMENT
+        V, P = head.word_VD.shape[0], _columns(head.word_VD)
         self.hidden_RD = head.hidden_RD
-        self.word_PD = F.pad(head.word_VD, (0, 0, 0, filler)) if filler else head.word_VD
-        self.bias_P = F.pad(head.bias_V, (0, filler))
-        self.memory_CP = _memory(name, (size, self.word_PD.shape[0]), self.word_PD)
+        self.word_PD = F.pad(head.word_VD, (0, 0, 0, P - V)) if P > V else head.word_VD
+        self.bias_P = F.pad(head.bias_V, (0, P - V)) if P > V else head.bias_V
+        self.memory_CP = _memory(name, (size, P + -P % _ALIGNMENT), self.word_PD)[:, :P]
 
     def logits(self, span: slice) -> Tensor:
         """CP; columns from V on are filler."""
@@ -165,7 +172,7 @@ class _Gradients:
 
     def __init__(self, hidden_RD: Tensor, word_VD: Tensor, bias_V: Tensor) -> None:
         self.hidden_RD, self.dtypes, self.V = hidden_RD, (word_VD.dtype, bias_V.dtype), word_VD.shape[0]
-        P, D = self.V + -self.V % _ALIGNMENT, word_VD.shape[1]
+        P, D = _columns(word_VD), word_VD.shape[1]
         self.of_hidden_RD = torch.empty_like(hidden_RD)
         self.of_word_PD = word_VD.new_zeros(P, D, dtype=torch.float32)
         self.of_bias_P = word_VD.new_zeros(P, dtype=torch.float32)
@@ -279,12 +286,13 @@ def native_rows(
 ) -> Tensor:
     """In C++: distillation_rows.cpp, on torch's number of threads."""
     library = _library()
-    assert library and student_CP.is_contiguous() and labels_C.is_contiguous()
-    assert teacher_CP is None or (teacher_CP.is_contiguous() and teacher_CP.dtype == student_CP.dtype)
+    stride = student_CP.stride(0)
+    assert library and student_CP.stride(1) == 1 and labels_C.is_contiguous()
+    assert teacher_CP is None or (teacher_CP.stride() == student_CP.stride() and teacher_CP.dtype == student_CP.dtype)
     values_C5 = torch.empty(labels_C.numel(), len(VALUES), dtype=torch.float32)
     rows = _Rows(
         student_CP.data_ptr(), teacher_CP.data_ptr() if teacher_CP is not None else None,
-        labels_C.data_ptr(), values_C5.data_ptr(), labels_C.numel(), student_CP.shape[1], V,
+        labels_C.data_ptr(), values_C5.data_ptr(), labels_C.numel(), stride, V,
         weights.temperature, weights.ce, weights.mlm, weights.mse, gradient, student_CP.dtype == torch.bfloat16,
         torch.get_num_threads(),
     )  # fmt: skip

@@ -4,7 +4,7 @@ A program has one row and goes over it twice: for the statistics, under maxima t
 Gimelshein, 2018, algorithm 3), then for the gradient, while the logits are still in the L2 cache. A block is L x N
 columns: a thread's N are neighbours, which one instruction loads, and its maxima and sums need no other thread.
 
-C rows of a chunk, V vocabulary, P columns of a row with filler; L threads of a program, N columns of a thread.
+C rows of a chunk, V vocabulary, P from one row to the next; L threads of a program, N columns of a thread.
 """
 
 import torch
@@ -27,9 +27,9 @@ def triton_rows(
     student_CP: Tensor, teacher_CP: Tensor | None, labels_C: Tensor, weights: Weights, V: int, gradient: bool
 ) -> Tensor:
     """A RowKernel: see distillation.py. Logits in fp32, bf16 or fp16."""
-    assert student_CP.is_contiguous() and labels_C.is_contiguous()
-    assert teacher_CP is None or (teacher_CP.is_contiguous() and teacher_CP.dtype == student_CP.dtype)
-    (C, P), taught, every = student_CP.shape, teacher_CP is not None, not gradient
+    assert student_CP.stride(1) == 1 and labels_C.is_contiguous()
+    assert teacher_CP is None or (teacher_CP.stride() == student_CP.stride() and teacher_CP.dtype == student_CP.dtype)
+    C, P, taught, every = student_CP.shape[0], student_CP.stride(0), teacher_CP is not None, not gradient
     soft = taught and (every or weights.ce > 0)
     values_C5 = torch.empty(C, len(VALUES), dtype=torch.float32, device=student_CP.device)
     with torch.cuda.device_of(student_CP):

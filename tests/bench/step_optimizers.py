@@ -43,7 +43,7 @@ def compare_optimizers(setting: Setting) -> Cells:
         "ms a step",
         "of CPU time",
         "compiler",
-        "built in",
+        "built or loaded in",
         "note",
     )
     cells: Cells = [head]

@@ -34,7 +34,7 @@ def until(cluster: Cluster, number: str, ends: str, output: Path) -> None:
     """Wait for a job's last state."""
     ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
     found = wait_until(lambda: next((s for s in ended if s == state(cluster, number)), None), _END, "the job's end")
-    assert found == ends, printed(output)
+    assert found == ends, printed(output) + cluster.slurm("scontrol", "show", "job", number)
 
 
 def when(run: Path, more_than: int) -> Callable[[], bool]:
@@ -42,15 +42,12 @@ def when(run: Path, more_than: int) -> Callable[[], bool]:
 
 
 def start_again(cluster: Cluster, number: str) -> None:
-    """SLURM waits two minutes before it starts a job that was queued again, until all of it has gone."""
-
-    def hurried() -> bool:
-        cluster.script("slurm.sh", "scontrol", "update", f"JobId={number}", "StartTime=now")
-        return state(cluster, number) != "PENDING"
-
+    """SLURM waits two minutes before it starts a job that was queued again, so that all of it has gone: seconds do."""
+    steps_of_it = r"slurmstepd:|slurm_script"
     wait_until(lambda: state(cluster, number) == "PENDING", _END, "the job back in the queue")
-    wait_until(lambda: not any(cluster.processes(host, "slurmstepd:") for host in HOSTS), _END, "the end of its steps")
-    wait_until(hurried, _START, "another start of the job")
+    wait_until(lambda: not any(cluster.processes(host, steps_of_it) for host in HOSTS), _END, "the end of its steps")
+    cluster.slurm("scontrol", "update", f"JobId={number}", "StartTime=now+5")
+    wait_until(lambda: state(cluster, number) != "PENDING", _START, "another start of the job")
 
 
 @pytest.mark.parametrize("script", ["srun", "hostfile"])
