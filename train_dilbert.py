@@ -24,20 +24,19 @@ from data.masking import MaskingSettings
 from data.order import OrderSettings
 from data.shapes import Shapes
 from data.tokenizer import has_tokenizer
-from launch import agreement, checkpoint, ds_config, hub, restore, retention, space
+from launch import agreement, checkpoint, ds_config, hub, restore, space
 from launch.args import flag, parse, require
-from launch.distributed import World, seed_dropout
-from launch.errors import CheckpointError, Stopped, run
+from launch.distributed import World
+from launch.errors import CheckpointError, run
 from launch.evaluate import check_together, held_out, vocabulary_for
 from launch.flags import FREE, Cadence, Ends, Length, Speed, Start
-from launch.heartbeat import Heartbeat
 from launch.lock import Lock
-from launch.monitor import GradientNorm, Meter, Monitor, duration, engine_figures
+from launch.monitor import duration
 from launch.progress import bar
 from launch.retention import Retention
 from launch.run_folder import MODEL, TOKENIZER, RunFolder, environment, flags_of
-from launch.skipped import SkippedSteps, loss_scale_explained
-from launch.stop import StopSigns, Votes, seconds
+from launch.stop import StopSigns, seconds
+from launch.training import Course, Training
 from model import hf
 from model.config import BertConfig
 from model.distiller import TERMS, Batch, Distiller, parameter_groups
@@ -135,61 +134,23 @@ def train(
         first = stream.micro_batches(engine.global_steps, world.rank, world.ranks, accumulation)[0]
         teacher_in_fp8(distiller, Batch.of(first, world.device).to(world.device), speed.teacher_fp8, world)
     signs = StopSigns(folder.path, seconds(ends.time_limit))
-    heart = Heartbeat(folder.path, world, ends.hang_timeout, engine.global_steps)
-    with Monitor(folder.path, world, engine.global_steps, steps) as monitor, heart:
-        monitor.say(headline(distiller, config, world, corpora.summary(steps * batch), steps, engine.global_steps))
-        todo, shapes = range(engine.global_steps, last), None
-        if todo and distiller.should_compile(speed.compile):
-            shapes = stream.shapes(todo, world.ranks * accumulation, speed.token_block)
-            compile_for(engine, shapes, world, monitor, heart)
-        meter, gradient = Meter(TERMS, distiller.active_terms, world.device), GradientNorm(engine)
-        skipped = SkippedSteps(engine, folder.path, ends.max_bad_steps, stream.numbers)
-        votes, stop = Votes(), None
+    with Training(engine, folder, world, signs, steps, last, begin.seed, cadence, keep, ends) as training:
+        training.say(headline(distiller, config, world, corpora.summary(steps * batch), steps, engine.global_steps))
+        shapes = None
+        if training.todo and distiller.should_compile(speed.compile):
+            shapes = stream.shapes(training.todo, world.ranks * accumulation, speed.token_block)
+            compile_for(shapes, training)
 
         def make(step: int) -> list[tuple[MicroBatch, Batch]]:
             made = stream.micro_batches(step, world.rank, world.ranks, accumulation, shapes)
             return [(part, Batch.of(part, world.device)) for part in made]
 
-        def save() -> None:
-            with heart.during("saving"), meter.paused(), signs.saving():
-                checkpoint.save(engine, folder.checkpoints)
-                if world.is_main:
-                    retention.prune(folder.checkpoints, keep)
-
-        for parts in meter.waiting(prefetch(make, todo)):
-            rate = engine.get_lr()[0]
-            for part, batch_on_host in parts:
-                seed_dropout(begin.seed, part.step, part.part)
-                with heart.during("forward"), meter.forward():
-                    loss, terms = engine(batch_on_host.to(world.device))
-                with heart.during("backward"):
-                    engine.backward(loss)
-                    gradient.before_step()
-                with heart.during("step"), loss_scale_explained(engine, save):
-                    engine.step()
-                meter.add(terms, part.tokens, part.filler, part.static or not shapes)
-            meter.step(skipped.after(meter.pending[0]))
-            step = heart.step = engine.global_steps
-            stop = votes.cast(signs.reason())
-            end = step == last or bool(stop) or skipped.too_many
-            if end or step % cadence.log_interval == 0:
-                progress = {"lr": rate, **corpora.epochs(step * batch), **engine_figures(engine, gradient)}
-                monitor.log(step, {**meter.read(), **progress})
-            if valid and (step % cadence.eval_interval == 0 or step == last):
-                with meter.paused():
-                    monitor.log_held_out(step, held_out(distiller, valid, micro, heart.tick))
-            if end or step % cadence.checkpoint_interval == 0:
-                save()
-            if end:
-                break
-
-        skipped.check()
-        if engine.global_steps < steps:
-            stop = stop or "--stop-at-step"
-            folder.end("STOPPED.json", {"code": Stopped.exit_code, "step": engine.global_steps, "why": stop}, world)
-            raise Stopped(f"stopped at step {engine.global_steps} of {steps}: {stop}; the same command goes on")
-        folder.end("DONE.json", {"step": steps}, world)
-        monitor.say(f"done: {steps} steps. Next: python -m model.export {folder.path} --output {folder.path}/export")
+        training.run(Course(
+            prefetch(make, training.todo), TERMS, distiller.active_terms, stream.numbers,
+            progress=lambda step: corpora.epochs(step * batch),
+            measure=(lambda: held_out(distiller, valid, micro, training.heart.tick)) if valid else None,
+        ))  # fmt: skip
+        training.done(f"Next: python -m model.export {folder.path} --output {folder.path}/export")
 
 
 def load_student(name: str, seed: int, attention_dropout: float | None) -> DilBertForMaskedLM:
@@ -217,17 +178,17 @@ def teacher_in_fp8(distiller: Distiller, batch: Batch, most: float, world: World
         print(f"teacher in FP8: KL divergence from 16 bit {kl:.5f} nats a token (at most {most:g})")
 
 
-def compile_for(engine: Any, shapes: Shapes, world: World, monitor: Monitor, heart: Heartbeat) -> None:
+def compile_for(shapes: Shapes, training: Training) -> None:
     """Compile the models, for all shapes that micro-batches will have."""
-    tokens, start = shapes.tokens, time.perf_counter()
-    monitor.say(f"compiling for {len(tokens)} shapes: {tokens[0]:,} to {tokens[-1]:,} tokens, by {tokens.step:,}")
-    engine.compile()
+    tokens, start, device = shapes.tokens, time.perf_counter(), training.world.device
+    training.say(f"compiling for {len(tokens)} shapes: {tokens[0]:,} to {tokens[-1]:,} tokens, by {tokens.step:,}")
+    training.engine.compile()
     with bar(len(tokens), "shape", "compiling") as progress:
         for example in shapes.examples():
-            with heart.during("compiling"):
-                engine.module.warm_up(Batch.of(example, world.device).to(world.device))
+            with training.heart.during("compiling"):
+                training.engine.module.warm_up(Batch.of(example, device).to(device))
             progress.update()
-    monitor.say(f"compiled in {duration(time.perf_counter() - start)}")
+    training.say(f"compiled in {duration(time.perf_counter() - start)}")
 
 
 def keep_tokenizer(target: Path, paths: Paths, corpora: Corpora) -> None:

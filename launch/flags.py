@@ -23,6 +23,9 @@ class Length:
             require(value is None or value > 0, name, value, "must be positive")
         for name in ("max_steps", "epochs"):
             require((getattr(self, name) or 0) < 1 << 31, name, getattr(self, name), "must be less than 2^31")
+        self._check_given()
+
+    def _check_given(self) -> None:
         given = (self.max_steps is not None) + (self.epochs is not None)
         require(given == 1, "max_steps", self.max_steps, "give either --max-steps or --epochs")
 
@@ -65,6 +68,16 @@ class Length:
         name = "stop_at_step" if last < steps else "max_steps" if self.max_steps else "epochs"
         require(last >= now, name, getattr(self, name), f"the run has done {now} steps already")
         return last
+
+
+@dataclass(frozen=True)
+class TaskLength(Length):
+    """How long."""
+
+    epochs: float | None = flag(3.0, "passes over the training examples, unless --max-steps says how long", "EPOCHS")
+
+    def _check_given(self) -> None:
+        pass  # --max-steps counts
 
 
 @dataclass(frozen=True)

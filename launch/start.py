@@ -5,7 +5,7 @@
 
 All flags before the script are those of `deepspeed --help`. Before: the hostfile, `.deepspeed_env`, and whether every
 host answers. Then the script gets `--ranks`, so that it refuses any other number of them. After: the exit code is 0
-only with a new `DONE.json` in the run folder, and 75 with `STOPPED.json` (see launch/watch.py).
+only with a new `DONE.json` in the run folder, and 75 with `STOPPED.json` (see launch/supervise.py).
 """
 
 import argparse
@@ -28,7 +28,7 @@ from deepspeed.launcher import runner
 
 from launch import deepspeed_env, hostfile, ssh
 from launch.errors import ConfigError, run
-from launch.watch import Watched
+from launch.supervise import Supervised
 
 _PROGRAMS = {"pdsh": ("pdsh",), "openmpi": ("mpirun", "ompi_info")}
 _SHELL = re.compile(r"[\"'$`\\;&|<>(){}*?!#\n]")
@@ -159,7 +159,7 @@ def main() -> None:
     check(job)
     print(f"{sum(job.hosts.values())} ranks on {len(job.hosts)} hosts by {job.launcher}", flush=True)
     command = [sys.executable, "-m", "deepspeed.launcher.runner", *job.words]
-    sys.exit(Watched(command, job.folder, environment()).wait())
+    sys.exit(Supervised(command, job.folder, environment()).wait())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from typing import Any
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 HOSTS = FIRST, SECOND = "dilbert0", "dilbert1"
-_OURS = r"train_dilbert|deepspeed\.launcher|launch\.start|launch\.watch|^pdsh|^prte|binarize"  # what jobs consist of
+# What jobs consist of.
+_OURS = r"train_dilbert|deepspeed\.launcher|launch\.start|launch\.supervise|^pdsh|^prte|binarize"
 _NEEDED = {
     "iproute2": ("ip",),
     "util-linux": ("nsenter", "unshare"),

@@ -1,6 +1,6 @@
-"""A launcher's command, watched: how a run ended is what its folder says, not the launcher's exit code.
+"""A launcher's command, supervised: how a run ended is what its folder says, not the launcher's exit code.
 
-    python -m launch.watch runs/first srun python train_dilbert.py --output runs/first ...
+    python -m launch.supervise runs/first srun python train_dilbert.py --output runs/first ...
 
 Launchers exit with 0 though ranks died, and with 1 though all of them saved and stopped. So: 0 with a new `DONE.json`
 in the run folder, 75 with a new `STOPPED.json`, the launcher's code or 1 otherwise. A signal (SIGTERM, SIGINT, SIGHUP,
@@ -39,7 +39,7 @@ class RunFailed(DilbertError):
         self.exit_code = code
 
 
-class Watched:
+class Supervised:
     """A launcher in a session of its own, so that Ctrl-C does not reach it, and the run folder that it works on."""
 
     def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> None:
@@ -153,8 +153,8 @@ def _prctl(option: int, value: int) -> None:
 def main() -> None:
     """Command line."""
     if len(sys.argv) < 3 or sys.argv[1].startswith("-"):
-        raise ConfigError(f"usage: python -m launch.watch RUN COMMAND ...\n{__doc__}")
-    sys.exit(Watched(sys.argv[2:], Path(sys.argv[1])).wait())
+        raise ConfigError(f"usage: python -m launch.supervise RUN COMMAND ...\n{__doc__}")
+    sys.exit(Supervised(sys.argv[2:], Path(sys.argv[1])).wait())
 
 
 if __name__ == "__main__":
