@@ -20,7 +20,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 # mpirun (`deepspeed --launcher openmpi`) numbers the ranks by names of its own.
-if "RANK" not in os.environ and "OMPI_COMM_WORLD_RANK" in os.environ:
+if "RANK" not in os.environ and all(
+    f"OMPI_COMM_WORLD_{name}" in os.environ for name in ("RANK", "LOCAL_RANK", "SIZE", "LOCAL_SIZE")
+):
     os.environ |= {
         "RANK": os.environ["OMPI_COMM_WORLD_RANK"], "LOCAL_RANK": os.environ["OMPI_COMM_WORLD_LOCAL_RANK"],
         "WORLD_SIZE": os.environ["OMPI_COMM_WORLD_SIZE"], "LOCAL_WORLD_SIZE": os.environ["OMPI_COMM_WORLD_LOCAL_SIZE"],

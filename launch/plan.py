@@ -16,6 +16,7 @@ from launch.args import flag, parse, require
 from launch.costs import Engine, Tokens
 from launch.errors import ConfigError, did_you_mean, run
 from launch.plan_report import columns, section
+from launch.retention import Retention
 from launch.scaling import GPUS, Cluster, Job
 from model.config import BertConfig
 from model.kernels.distillation import CHUNK
@@ -99,7 +100,7 @@ class Recipe:
     micro_batch: int | None = flag(None, "sequences that a GPU takes at once (default: the JSON's)", "SEQUENCES")
     teacher_config: Path | None = flag(None, "config.json, or its folder (default: BERT-base)", "PATH")
     student_config: Path | None = flag(None, "config.json, or its folder (default: 6 layers of BERT-base)", "PATH")
-    checkpoint_interval: int = flag(1000, "steps between checkpoints, which are all kept", "STEPS")
+    checkpoint_interval: int = flag(1000, "steps between checkpoints", "STEPS")
 
     def __post_init__(self) -> None:
         require(self.zero_stage in (None, 1, 2), "zero_stage", self.zero_stage, "must be 1 or 2")
@@ -233,7 +234,7 @@ def headline(text: Text, data: Corpus, hardware: Hardware, config: ds_config.Jso
     ]
 
 
-def plan(text: Text, hardware: Hardware, recipe: Recipe) -> str:
+def plan(text: Text, hardware: Hardware, recipe: Recipe, keep: Retention) -> str:
     """The whole table.
 
     Raises:
@@ -251,7 +252,7 @@ def plan(text: Text, hardware: Hardware, recipe: Recipe) -> str:
             "memory of a GPU", plan_report.memory_rows(job, cluster, step, CHUNK["cuda"], GPUS[hardware.gpu].memory)
         ),
         *section("messages of a GPU and step", plan_report.message_rows(job, cluster, step)),
-        *section("disk", plan_report.disk_rows(job, data.bytes, steps, recipe.checkpoint_interval)),
+        *section("disk", plan_report.disk_rows(job, data.bytes, steps, recipe.checkpoint_interval, keep)),
         *section("where it stops scaling", plan_report.limit_rows(job, cluster)),
         *["", *columns(list(plan_report.scaling_cells(job, cluster)))],
     ]
@@ -260,7 +261,7 @@ def plan(text: Text, hardware: Hardware, recipe: Recipe) -> str:
 
 def main() -> None:
     """Command line."""
-    print(plan(*parse(DESCRIPTION, Text, Hardware, Recipe, example=EXAMPLE, prog="launch.plan")))
+    print(plan(*parse(DESCRIPTION, Text, Hardware, Recipe, Retention, example=EXAMPLE, prog="launch.plan")))
 
 
 if __name__ == "__main__":

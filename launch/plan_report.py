@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from launch import costs, scaling
+from launch.retention import Retention
 from launch.scaling import Cluster, Job, Step
 
 Row = tuple[str, str, str]
@@ -96,7 +97,7 @@ def _why(job: Job) -> str:
     return "all but the embeddings', which are there last"
 
 
-def disk_rows(job: Job, dataset: float, steps: int, interval: int) -> Iterator[Row]:
+def disk_rows(job: Job, dataset: float, steps: int, interval: int, keep: Retention) -> Iterator[Row]:
     """GB.
 
     Args:
@@ -104,13 +105,13 @@ def disk_rows(job: Job, dataset: float, steps: int, interval: int) -> Iterator[R
         interval: steps between checkpoints.
     """
     one = costs.checkpoint_bytes(costs.parameters(job.student), job.engine)
-    kept = -(-steps // interval)
+    kept = keep.most(0, steps, interval)
     yield "dataset", f"{dataset / 1e9:.2f} GB", "2 bytes a token, and the index"
     yield "checkpoint", f"{one / 1e9:.2f} GB", f"{job.engine.element} + 12 bytes a parameter"
     yield (
         "in all",
         f"{(dataset + kept * one) / 1e9:,.2f} GB",
-        f"with {kept} checkpoints, one each {interval:,} steps",
+        f"with {kept} checkpoints at most, one each {interval:,} steps",
     )
 
 

@@ -168,9 +168,12 @@ def fetch(name: str) -> Path:
 def _shards(index: Path) -> list[str]:
     """The files that an index of shards names."""
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if strange := [name for name in names if Path(name).name != name]:
+            raise ValueError(f"{strange[0]!r} is no file beside it")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: can't be read as an index of weight files: {error!r}") from error
+    return names
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:

@@ -90,9 +90,11 @@ def test_another_number_of_ranks_is_refused():
     assert run_ranks(2, too_few) == [words] * 2
 
 
-def test_mpirun_names_the_ranks_in_its_own_way():
+@pytest.mark.parametrize("missing", [None, "SIZE", "LOCAL_RANK"])
+def test_mpirun_names_the_ranks_in_its_own_way(missing):
     names = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
              "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}  # fmt: skip
+    names.pop(f"OMPI_COMM_WORLD_{missing}", None)
     code = "import os; from launch import distributed; print(*map(os.environ.get, %r))"
     ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     outside = {name: value for name, value in os.environ.items() if name not in ours}
@@ -104,7 +106,7 @@ def test_mpirun_names_the_ranks_in_its_own_way():
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["3", "4", "1", "2"]
+    assert done.stdout.split() == (["None"] * 4 if missing else ["3", "4", "1", "2"])
 
 
 def test_ranks_of_a_host_share_its_cores():

@@ -327,7 +327,10 @@ def test_a_shard_is_missing(tmp_path: Path) -> None:
     assert gone.name in load_error(tmp_path)
 
 
-@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": 3}'])
+@pytest.mark.parametrize(
+    "index",
+    ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": "../other.bin"}}', '{"weight_map": {"a": "/b"}}'],
+)
 def test_a_damaged_index(index: str, tmp_path: Path) -> None:
     as_shards(distilbert(), tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(index)

@@ -20,6 +20,7 @@ from data.indexed import Dataset
 from launch import checkpoint, costs, ds_config, errors, plan, scaling
 from launch.costs import Engine, Tokens
 from launch.plan import Hardware, Recipe, Text
+from launch.retention import Retention
 from launch.scaling import Cluster, Job
 from model.config import BertConfig
 from model.distiller import Batch, Distiller
@@ -390,7 +391,9 @@ def small_plan(tmp_path: Path, **recipe: Any) -> str:
         config.write(tmp_path / name)
     shapes = {"teacher_config": tmp_path / "teacher", "student_config": tmp_path / "student" / "config.json"}
     hardware = Hardware(gpus_per_node=2, peak_tflops=0.01, mfu=0.5, link_gbps=0.008)
-    return plan.plan(Text(tokens=8e6, mean_length=100), hardware, Recipe(batch=8, micro_batch=4, **shapes, **recipe))
+    return plan.plan(
+        Text(tokens=8e6, mean_length=100), hardware, Recipe(batch=8, micro_batch=4, **shapes, **recipe), Retention()
+    )
 
 
 def test_a_small_plan_says_what_is_worked_out_by_hand(tmp_path):
@@ -426,7 +429,7 @@ def test_configurations(path):
     assert engine.offload == ("offload" in path.stem)
     hardware = Hardware(gpu="A100", peak_tflops=19.5 if path.stem == "cpu" else None)
     recipe = Recipe(deepspeed_config=path, batch=1024, micro_batch=32)
-    assert "where it stops scaling" in plan.plan(Text(), hardware, recipe)
+    assert "where it stops scaling" in plan.plan(Text(), hardware, recipe, Retention())
 
 
 @pytest.mark.parametrize(
