@@ -1,8 +1,8 @@
-"""Fine-tuning on a task of GLUE or on SQuAD; with a fine-tuned teacher, a second distillation.
+"""Fine-tuning on a task of GLUE or on SQuAD; under a fine-tuned teacher, a second distillation.
 
     deepspeed finetune_dilbert.py --deepspeed_config ds_configs/finetune_bf16.json --task sst2 --data glue/SST-2 \\
         --model models/dilbert --output runs/sst2
-    deepspeed finetune_dilbert.py --deepspeed_config ds_configs/squad_bf16.json --task squad --data squad \\
+    deepspeed finetune_dilbert.py --deepspeed_config ds_configs/finetune_bf16.json --task squad --data squad \\
         --model models/dilbert --teacher models/bert-squad --output runs/squad
     python finetune_dilbert.py --eval-only --task sst2 --data glue/SST-2 --model models/dilbert-sst2 --output runs/eval
 
@@ -11,38 +11,35 @@ Any BERT or DistilBERT, ours or of the hub. `python` and `torchrun` start it, to
 
 import logging
 import statistics
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from launch import distributed  # isort: skip  (before torch and DeepSpeed: it sets what they read when imported)
 
-import numpy as np
 import torch
 
 from data.loader import prefetch
-from data.tasks import TASKS, Example, Features, FeatureSettings, Task
-from data.tasks.stream import TaskBatch, TaskStream, in_order
-from data.tokenizer import load_tokenizer, vocabulary_of
-from launch import agreement, checkpoint, commit, ds_config, hub, restore, space
+from data.tasks import FeatureSettings
+from data.tasks.stream import TaskBatch, TaskStream
+from launch import agreement, checkpoint, ds_config, hub, restore, space
 from launch.args import flag, parse, require
 from launch.distributed import World
-from launch.errors import CheckpointError, ConfigError, Stopped, run
+from launch.errors import CheckpointError, Stopped, run, say
 from launch.flags import FREE, Cadence, Ends, Start, TaskLength
 from launch.lock import Lock
 from launch.progress import bar
 from launch.retention import Retention
 from launch.run_folder import HEAD, MODEL, TOKENIZER, RunFolder, environment, flags_of
 from launch.stop import StopSigns, seconds
+from launch.tasks import Examiner, Inputs
 from launch.training import Course, Training
 from model import heads, hf
 from model.distiller import parameter_groups
 from model.finetuner import TERMS, FineTuner, TaskInputs, TaskObjective
-from model.heads import TaskModel
 
-DESCRIPTION = "Fine-tune a BERT or a student on a task, inside DeepSpeed; with --teacher, distil the task, too."
+DESCRIPTION = "Fine-tune a BERT or a student on a task, inside DeepSpeed; under --teacher, distil the task, too."
 EXAMPLE = """\
   deepspeed finetune_dilbert.py --deepspeed_config ds_configs/finetune_bf16.json --task sst2 --data glue/SST-2 \\
       --model models/dilbert --output runs/sst2"""
@@ -57,7 +54,9 @@ class Paths:
     task: Literal["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli", "squad", "squad_v2"] = flag(
         help="of GLUE, or SQuAD 1.1 or 2.0"
     )
-    model: str = flag(help="model folder or hub name to start from; with --eval-only, one that knows the task", metavar="NAME")
+    model: str = flag(
+        help="model folder or hub name to start from; with --eval-only, one that knows the task", metavar="NAME"
+    )
     output: Path = flag(help="run folder; a second start in it goes on with the run", metavar="RUN")
     deepspeed_config: Path | None = flag(
         None, "DeepSpeed JSON: batch, precision, ZeRO, optimizer, schedule; --eval-only needs none", "JSON"
@@ -74,56 +73,39 @@ class Evaluation:
 
     eval_only: bool = flag(False, "measure --model as it is: nothing is trained")
     predict: Path | None = flag(None, "write the predictions on the evaluation data there, too", "FILE")
-    seeds: int = flag(1, "runs, by --seed and the numbers after it, each in a folder of its own: their median counts")
+    seeds: int = flag(1, "runs, by --seed and the numbers after it, each in a folder of its own; their median counts")
     eval_batch: int = flag(32, "sequences at once; the figures do not depend on it")
 
     def __post_init__(self) -> None:
         for name in ("seeds", "eval_batch"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
-        if self.eval_only:
-            require(self.seeds == 1, "seeds", self.seeds, "nothing is drawn with --eval-only")
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The task's examples, and what they are as tokens.
-
-    Attributes:
-        train: None where nothing is trained.
-        held_out: by name of the split: most tasks have one.
-    """
-
-    task: Task
-    settings: FeatureSettings
-    train: Features | None
-    held_out: dict[str, tuple[list[Example], Features]]
+        one = not self.eval_only and self.predict is None
+        require(self.seeds == 1 or one, "seeds", self.seeds, "several runs, but one is measured or predicts")
 
 
 def finetune(
-    lock: Lock, inputs: Inputs, folder: RunFolder, world: World, signs: StopSigns, paths: Paths, length: TaskLength,
+    lock: Lock, inputs: Inputs, world: World, signs: StopSigns, paths: Paths, length: TaskLength,
     objective: TaskObjective, evaluation: Evaluation, cadence: Cadence, keep: Retention, ends: Ends, begin: Start,
 ) -> dict[str, float]:  # fmt: skip
     """The story of one run, top to bottom.
 
-    Args:
-        begin: with the seed of this run.
-
     Returns:
-        The task's metrics at the end.
+        the task's metrics at its end.
 
     Raises:
         DilbertError: whatever keeps it from starting or going on, with its exit code.
         Stopped: at `--stop-at-step`, or by a stop sign (launch.stop).
     """
-    lock.take()
     assert inputs.train is not None and paths.deepspeed_config is not None
-    task, raw_config = inputs.task, ds_config.load(paths.deepspeed_config, distributed.device_type())
+    raw_config, folder, task = load_config(paths), RunFolder(paths.output), inputs.task
+    lock.take()
 
+    # Models, and whether they belong to the task and to each other.
     with agreement.together():
         torch.manual_seed(begin.seed)
-        student = heads.load(paths.model, task.head, task.labels)
+        student = heads.load(paths.model, task.head, task.labels).train()
         teacher = heads.load(paths.teacher, task.head, task.labels, known=True) if paths.teacher else None
-        check_together(inputs, paths.model, student, paths.teacher, teacher)
+        inputs.check((paths.model, student), (paths.teacher, teacher))
 
     # How long, and in which parts.
     batch = ds_config.batch_sizes(raw_config, world.ranks)["train_batch_size"]
@@ -133,10 +115,10 @@ def finetune(
     accumulation = config["gradient_accumulation_steps"]
 
     # A run goes on as it was started, or not at all.
-    groups = (paths, length, inputs.settings, objective, evaluation, cadence, keep, ends, begin)
-    record: dict[str, Any] = {"flags": flags_of(*groups), "deepspeed_config": raw_config}
-    record |= {"fingerprint": stream.fingerprint(), MODEL: student.config.to_dict()}
-    record |= {HEAD: {"kind": task.head, "labels": task.labels}, "teacher": hf.fingerprint(teacher) if teacher else None}
+    flags = flags_of(paths, length, inputs.settings, objective, evaluation, cadence, keep, ends, begin)
+    record: dict[str, Any] = {"flags": flags, "deepspeed_config": raw_config, "fingerprint": stream.fingerprint()}
+    record |= {MODEL: student.config.to_dict(), HEAD: {"kind": task.head, "labels": list(task.labels)}}
+    record |= {"teacher": hf.fingerprint(teacher) if teacher else None}
     folder.check(record, FREE, begin.allow_change, begin.fresh)
 
     # The engine holds the student; the teacher stands beside it.
@@ -149,10 +131,12 @@ def finetune(
     last = length.last(steps, engine.global_steps)
     space.check(engine, folder.checkpoints, keep.most(engine.global_steps, last, cadence.checkpoint_interval))
     if world.is_main:
-        facts = environment(world, fingerprint=record["fingerprint"])
+        facts = environment(world, steps=steps, fingerprint=record["fingerprint"])
         folder.begin(config=record, ds_config=config, environment=facts)
-        keep_tokenizer(paths.model, folder.path / TOKENIZER)
+        (folder.path / TOKENIZER).mkdir(exist_ok=True)
+        hub.copy_tokenizer(hub.fetch(paths.model, hub.TOKENIZER_FILES), folder.path / TOKENIZER)
 
+    examiner = Examiner(tuner, inputs, world, evaluation.eval_batch)
     with Training(engine, folder, world, signs, steps, last, begin.seed, cadence, keep, ends) as training:
         training.say(headline(tuner, inputs, config, world, steps, engine.global_steps))
 
@@ -160,19 +144,145 @@ def finetune(
             made = stream.micro_batches(step, world.rank, world.ranks, accumulation)
             return [(part, TaskInputs.of(part, world.device)) for part in made]
 
-        measured: dict[int, dict[str, float]] = {}
-
         def measure() -> dict[str, float]:
-            outputs = all_outputs(tuner, inputs, world, evaluation.eval_batch, training.heart.tick)
-            return measured.setdefault(engine.global_steps, scores(inputs, outputs))
+            return examiner.measure(training.heart.tick)
 
         training.run(Course(
             prefetch(make, training.todo), TERMS, tuner.active_terms, stream.numbers,
             progress=lambda step: {"epoch": step * batch / stream.epoch_size}, measure=measure,
         ))  # fmt: skip
-        metrics = measured.get(steps) or measure()
-        if world.is_main:
-            folder.write(RESULT, result(inputs, paths, metrics, seed=begin.seed, step=steps))
-        training.say(shown(metrics))
+        metrics = examiner.metrics or measure()  # the last step was measured, unless this start had none to do
+        keep_result(folder, inputs, paths, evaluation, examiner, world, seed=begin.seed, step=steps)
+        training.say(f"{task.name} | {shown(metrics)}")
         training.done(f"Next: python -m model.export {folder.path} --output {folder.path}/export")
     return metrics
+
+
+def load_config(paths: Paths) -> ds_config.Json:
+    """The DeepSpeed JSON.
+
+    Raises:
+        ConfigError: it is not given, or as `ds_config.load`.
+    """
+    rule = "give a DeepSpeed JSON, such as ds_configs/finetune_bf16.json"
+    require(paths.deepspeed_config is not None, "deepspeed_config", None, rule)
+    assert paths.deepspeed_config
+    return ds_config.load(paths.deepspeed_config, distributed.device_type())
+
+
+def evaluate(inputs: Inputs, paths: Paths, evaluation: Evaluation, world: World) -> None:
+    """Measure a model as it is, in fp32."""
+    with agreement.together():
+        model = heads.load(paths.model, inputs.task.head, inputs.task.labels, known=True)
+        inputs.check((paths.model, model))
+    tuner = FineTuner(model.to(world.device), None, TaskObjective())
+    examiner = Examiner(tuner, inputs, world, evaluation.eval_batch)
+    with bar(examiner.batches, " batches", "measuring") as progress:
+        metrics = examiner.measure(lambda _: progress.update())
+    keep_result(RunFolder(paths.output), inputs, paths, evaluation, examiner, world, seed=None, step=None)
+    if world.is_main:
+        say(f"{inputs.task.name} | {shown(metrics)}")
+
+
+def several(
+    seeds: range, paths: Paths, world: World, one: Callable[[Lock, Paths, int], dict[str, float]]
+) -> dict[str, float]:
+    """A run for each seed, in folders of their own, and the median of each metric in the folder above.
+
+    Args:
+        one: a whole run, given its lock, its paths and its seed.
+    """
+    folder, found = RunFolder(paths.output), {}
+    if world.is_main:
+        folder.begin()
+    for seed in seeds:
+        own = replace(paths, output=paths.output / f"seed-{seed}")
+        try:
+            with Lock(own.output) as lock:
+                found[seed] = one(lock, own, seed)
+        except Stopped as stop:
+            folder.end("STOPPED.json", {"code": Stopped.exit_code, "why": f"seed {seed}: {stop}"}, world)
+            raise
+    medians = {name: statistics.median(run[name] for run in found.values()) for name in found[seeds[0]]}
+    if world.is_main:
+        last = RunFolder(paths.output / f"seed-{seeds[-1]}").read(RESULT)
+        folder.write(RESULT, last | {"metrics": medians, "seed": None, "seeds": found})
+        say(f"{paths.task} | median of {len(seeds)} seeds | {shown(medians)}")
+    folder.end("DONE.json", {"seeds": list(seeds)}, world)
+    return medians
+
+
+def keep_result(
+    folder: RunFolder, inputs: Inputs, paths: Paths, evaluation: Evaluation, examiner: Examiner, world: World,
+    **of_run: int | None,
+) -> None:  # fmt: skip
+    """Write `result.json`, and the predictions if they are asked for; `main` is the metric that counts."""
+    if not world.is_main:
+        return
+    examples = {name: len(rows) for name, (rows, _) in inputs.held_out.items()}
+    models = {"model": paths.model, "teacher": paths.teacher}
+    measured = {"task": inputs.task.name, "main": inputs.task.main, "metrics": examiner.metrics, "examples": examples}
+    folder.write(RESULT, {**measured, **models, **of_run})
+    if evaluation.predict:
+        examiner.write(evaluation.predict)
+
+
+def headline(tuner: FineTuner, inputs: Inputs, config: dict, world: World, steps: int, start: int) -> str:
+    """What is about to happen, in four lines."""
+    assert inputs.train is not None
+    sizes = [f"{inputs.task.name} | model {sum(p.numel() for p in tuner.parameters()):,} parameters"]
+    if tuner.teacher:
+        sizes.append(f"teacher {sum(p.numel() for p in tuner.teacher.parameters()):,}")
+    micro, accumulation = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]
+    examples, batch = len(inputs.train), config["train_batch_size"]
+    return (
+        f"{', '.join(sizes)} | {ds_config.precision(config)}, ZeRO stage {ds_config.stage(config)}\n"
+        f"{batch} inputs a step = {micro} x {accumulation} accumulation x {world.ranks} rank(s) on {world.device.type}\n"
+        f"{steps} steps = {steps * batch / examples:.2f} epochs of {examples:,} inputs of up to {inputs.train.longest} "
+        "tokens" + (f"; going on after step {start}" if start else "") + "\n"
+        f"kernels: {tuner.kernels()}"
+    )
+
+
+def shown(metrics: dict[str, float]) -> str:
+    """In one line."""
+    return " | ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+GROUPS = (Paths, TaskLength, FeatureSettings, TaskObjective, Evaluation, Cadence, Retention, Ends, Start)
+
+
+def main() -> None:
+    """Command line."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING if distributed.is_main() else logging.ERROR)
+    groups = parse(DESCRIPTION, *GROUPS, example=EXAMPLE, prog="finetune_dilbert.py")
+    paths, length, features, objective, evaluation, cadence, keep, ends, begin = groups
+    if not evaluation.eval_only:
+        load_config(paths)  # before the data, which takes longer
+    with Lock(paths.output) as lock:  # however the run ends, its folder is free again
+        world = distributed.start(begin.ranks)
+        with agreement.together():
+            inputs = Inputs.read(paths.task, paths.data, paths.model, features, trains=not evaluation.eval_only)
+        if evaluation.eval_only:
+            lock.take()
+            return evaluate(inputs, paths, evaluation, world)
+        signs = StopSigns(paths.output, seconds(ends.time_limit))
+
+        def one(lock: Lock, paths: Paths, seed: int) -> dict[str, float]:
+            own = replace(begin, seed=seed)
+            settings = (paths, length, objective, evaluation, cadence, keep, ends, own)
+            return finetune(lock, inputs, world, signs, *settings)
+
+        if evaluation.seeds == 1:
+            one(lock, paths, begin.seed)
+        else:
+            lock.take()
+            several(range(begin.seed, begin.seed + evaluation.seeds), paths, world, one)
+
+
+if __name__ == "__main__":
+    try:
+        run(main, disk=CheckpointError)
+        distributed.stop()
+    except SystemExit as end:
+        distributed.leave(int(end.code or 0))

@@ -31,7 +31,7 @@ from launch.errors import CheckpointError, run
 from launch.evaluate import check_together, held_out, vocabulary_for
 from launch.flags import FREE, Cadence, Ends, Length, Speed, Start
 from launch.lock import Lock
-from launch.monitor import duration
+from launch.log import duration
 from launch.progress import bar
 from launch.retention import Retention
 from launch.run_folder import MODEL, TOKENIZER, RunFolder, environment, flags_of
@@ -126,7 +126,7 @@ def train(
     last = length.last(steps, engine.global_steps)
     space.check(engine, folder.checkpoints, keep.most(engine.global_steps, last, cadence.checkpoint_interval))
     if world.is_main:
-        facts = environment(world, fingerprint=record["fingerprint"], data=corpora.facts())
+        facts = environment(world, steps=steps, fingerprint=record["fingerprint"], data=corpora.facts())
         folder.begin(config=record, ds_config=config, environment=facts)
         keep_tokenizer(folder.path / TOKENIZER, paths, corpora)
 

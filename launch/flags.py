@@ -155,4 +155,5 @@ FREE = frozenset({
     "max_steps", "epochs", "stop_at_step", "log_interval", "checkpoint_interval", "eval_interval", "fresh",
     "allow_change", "local_rank", "deepspeed", "deepspeed_config", "data", "valid_data", "teacher", "student", "output",
     "compile", "token_block", "keep_last", "keep_every", "ranks", "time_limit", "max_bad_steps", "hang_timeout",
+    "eval_only", "predict", "seeds", "eval_batch",
 })  # fmt: skip

@@ -14,35 +14,16 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from launch import launcher
+from launch import beats, launcher
+from launch.beats import FOLDER, Beat, read
 from launch.distributed import World
 from launch.errors import HungError, say
 
-FOLDER = "heartbeats"
 _GRACE = 20.0  # seconds in which a rank must have ended after its launcher
-
-
-@dataclass(frozen=True)
-class Beat:
-    """A rank's last sign of life.
-
-    Attributes:
-        age: seconds since then, by the file system's clock.
-    """
-
-    rank: int
-    host: str
-    pid: int
-    step: int
-    progress: int
-    phase: str
-    stack: str
-    age: float
 
 
 class Heartbeat:
@@ -71,6 +52,8 @@ class Heartbeat:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.stop.set()
         self.thread.join()
+        self.phase = "at the end"
+        self._write()
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
@@ -106,7 +89,7 @@ class Heartbeat:
             "progress": self.progress, "phase": self.phase, "time": time.time(),
             "stack": "".join(traceback.format_stack(frame)[-8:]) if frame else "",
         }  # fmt: skip
-        path = self.folder / f"rank{self.world.rank:05d}.json"
+        path = beats.path(self.folder, self.world.rank)
         try:  # no sync to the disk: it is news, not a record
             path.with_suffix(".partial").write_text(json.dumps(body))
             os.replace(path.with_suffix(".partial"), path)
@@ -114,29 +97,14 @@ class Heartbeat:
             say(f"warning: {path}: no heartbeat: {error.strerror}", sys.stderr)
 
 
-def read(folder: Path, ranks: int) -> list[Beat]:
-    """The last signs of life of all ranks that gave one; ages against the newest of them."""
-    found = []
-    for rank in range(ranks):
-        path = folder / f"rank{rank:05d}.json"
-        try:
-            body, at = json.loads(path.read_text()), path.stat().st_mtime
-        except (OSError, ValueError):
-            continue
-        body.pop("time")
-        found.append((at, body))
-    newest = max((at for at, _ in found), default=0.0)
-    return [Beat(**body, age=newest - at) for at, body in found]
-
-
-def verdict(beats: list[Beat], rank: int, lost: float) -> str:
+def verdict(found: list[Beat], rank: int, lost: float) -> str:
     """Who is to blame, as the first of the other ranks says it; "" on all the others.
 
     Args:
         lost: seconds without a sign of life after which a rank counts as stopped.
     """
-    silent = [beat for beat in beats if beat.age > lost]
-    alive = [beat for beat in beats if beat.age <= lost]
+    silent = [beat for beat in found if beat.age > lost]
+    alive = [beat for beat in found if beat.age <= lost]
     behind = min(beat.progress for beat in alive)
     blamed = silent or [beat for beat in alive if beat.progress == behind]
     speakers = sorted({beat.rank for beat in alive} - {beat.rank for beat in blamed}) or [rank]

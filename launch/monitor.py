@@ -17,11 +17,9 @@ import torch
 import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
-from launch import commit
 from launch.distributed import World
 from launch.errors import say
-
-LOG = "log.jsonl"
+from launch.log import LOG, cut_log, duration
 
 T = TypeVar("T")
 
@@ -213,28 +211,3 @@ class Monitor:
         for name, value in figures.items():
             self.board.add_scalar(f"{group}/{name.removeprefix('valid_')}", value, step)
         self.board.flush()
-
-
-def cut_log(path: Path, start: int) -> None:
-    """Drop lines after step `start`, and a last line that a kill cut short, so that no step stands twice."""
-    if not path.exists():
-        return
-    commit.write_text(path, "".join(json.dumps(row) + "\n" for row in read_log(path) if row["step"] <= start))
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `log.jsonl`; a line that a kill cut short is left out. No file, no rows."""
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
-    return rows
-
-
-def duration(seconds: float) -> str:
-    """1:02:03 or 02:03."""
-    minutes, seconds = divmod(round(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"

@@ -67,3 +67,32 @@ def check_data(data: Shape, longest: int, *models: Shape) -> None:
                 f"{data.name} has a sequence of {longest} tokens, {model.name} has {model.positions} positions: "
                 f"binarize with --max-length {model.positions}"
             )
+
+
+def check_features(source: Shape, longest: int, *models: Shape) -> None:
+    """Features of a task are made by one tokenizer, and read by all models of a run.
+
+    Args:
+        source: whose tokenizer made them.
+        longest: tokens of the longest one.
+
+    Raises:
+        ConfigError: a smaller vocabulary, another tokenizer, or too few positions.
+    """
+    assert source.vocabulary is not None
+    for model in models:
+        if model.vocabulary is not None and model.vocabulary < source.vocabulary:
+            raise ConfigError(
+                f"{model.name} has a vocabulary of {model.vocabulary:,}, the tokenizer of {source.name} of "
+                f"{source.vocabulary:,}: give the model that this tokenizer belongs to"
+            )
+        if model.tokenizer_hash and model.tokenizer_hash != source.tokenizer_hash:
+            raise ConfigError(
+                f"{model.name} has another tokenizer (hash {model.tokenizer_hash[:12]}) than {source.name} "
+                f"({str(source.tokenizer_hash)[:12]}): teacher and model must read the same ids"
+            )
+        if model.positions is not None and longest > model.positions:
+            raise ConfigError(
+                f"an input has {longest} tokens, {model.name} has {model.positions} positions: "
+                f"give --max-length {model.positions}"
+            )

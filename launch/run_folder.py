@@ -25,7 +25,8 @@ from launch.errors import CheckpointError, ConfigError
 from launch.stop import STOP
 
 MODEL = "model"  # key of config.json: the student's architecture, as Hugging Face's config.json
-IDENTITY = ("fingerprint", MODEL, "teacher")  # the data stream, the student's architecture, the teacher's weights
+HEAD = "head"  # kind and labels of a task's head; pre-training has none
+IDENTITY = ("fingerprint", MODEL, HEAD, "teacher")  # the data stream, the student's architecture, the teacher's weights
 TOKENIZER = "tokenizer"  # folder: the tokenizer's files
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
@@ -84,7 +85,7 @@ class RunFolder:
             ConfigError: the run was started with other settings, or not all ranks were.
         """
         flags = {option(name): value for name, value in record["flags"].items() if name not in free}
-        agreement.same({**flags, **{name: record[name] for name in ("deepspeed_config", *IDENTITY)}})
+        agreement.same({**flags, **{name: record.get(name) for name in ("deepspeed_config", *IDENTITY)}})
         if fresh:
             by_main(self.move_aside)
         if recorded := self.recorded():

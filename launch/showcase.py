@@ -18,7 +18,7 @@ from data.masking import MaskingSettings
 from launch.args import flag, parse
 from launch.errors import run
 from launch.evaluate import held_out, vocabulary_for
-from launch.monitor import LOG, read_log
+from launch.log import LOG, read_log
 from launch.run_folder import RunFolder
 from model.distiller import Distiller
 from model.losses import Objective

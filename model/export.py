@@ -19,7 +19,7 @@ from data.tokenizer import load_tokenizer, vocabulary_of
 from launch import checkpoint, commit, restore
 from launch.args import flag, parse, positional
 from launch.errors import CheckpointError, ConfigError, run
-from launch.monitor import LOG, read_log
+from launch.log import LOG, read_log
 from launch.run_folder import MODEL, TOKENIZER, RunFolder
 from model import hf
 from model.config import BertConfig

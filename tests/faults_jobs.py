@@ -13,8 +13,9 @@ from ranks import run_ranks, train
 
 from data.binarize import Files, binarize
 from data.manifest import CleaningRules
-from launch import checkpoint, monitor, restore
+from launch import checkpoint, restore
 from launch.checkpoint import Checkpoint
+from launch.log import LOG, read_log
 
 STEPS, INTERVAL = 60, 2  # steps of a run, and between its checkpoints
 CHANGING = ("seconds", "tokens_per_second", "slowest", "data_wait")  # what begins so in the log is about time
@@ -124,7 +125,7 @@ def same(a: Any, b: Any) -> bool:
 
 def log(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's log, without times."""
-    rows = monitor.read_log(run / monitor.LOG)
+    rows = read_log(run / LOG)
     return [{name: value for name, value in row.items() if not name.startswith(CHANGING)} for row in rows]
 
 

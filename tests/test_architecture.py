@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("model", "data", "launch")
 LEAVES = {"launch.args", "launch.errors", "launch.commit", "launch.hub", "launch.native", "launch.progress"}
 # Entry points that compose: they may join rooms, and no room may import them.
-COMPOSERS = {"model.export", "launch.evaluate", "launch.showcase", "launch.plan"}
+COMPOSERS = {"model.export", "launch.evaluate", "launch.showcase", "launch.plan", "launch.tasks"}
 
 
 def modules() -> dict[str, Path]:

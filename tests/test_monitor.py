@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from launch import monitor
 from launch.distributed import World
-from launch.monitor import Meter, Monitor, cut_log, duration
+from launch.log import cut_log, duration
+from launch.monitor import Meter, Monitor
 
 clock = types.SimpleNamespace(now=100.0)
 WORLD = World(0, 1, 0, torch.device("cpu"))

@@ -421,10 +421,11 @@ def test_flags_override_the_json(tmp_path):
 def test_configurations(path):
     """What each shipped JSON means, as `test_messages_of_two_ranks` measured it."""
     engine = plan.engine(ds_config.load(path, "cuda"))
-    assert engine.stage == int(path.stem[4]) if path.stem != "cpu" else engine.stage == 2
-    assert engine.element == (4 if path.stem == "cpu" else 2)
-    assert engine.wire == (2 if "fp16" in path.stem else 4)
-    assert engine.accumulated == (4 if "bf16" in path.stem or path.stem == "cpu" else 2)
+    name, fp32 = path.stem, path.stem in ("cpu", "finetune_fp32")
+    assert engine.stage == {"cpu": 2, "zero1": 1, "zero2": 2, "finetune": 1}[name.split("_")[0]]
+    assert engine.element == (4 if fp32 else 2)
+    assert engine.wire == (2 if "fp16" in name else 4)
+    assert engine.accumulated == (4 if "bf16" in name or fp32 else 2)
     assert engine.flat == (path.stem == "zero1_bf16")
     assert engine.offload == ("offload" in path.stem)
     hardware = Hardware(gpu="A100", peak_tflops=19.5 if path.stem == "cpu" else None)

@@ -15,9 +15,10 @@ import pytest
 from jobs import config_file, flags, make_models
 from ranks import read_log, run_ranks, train
 
-from launch import checkpoint, heartbeat, launcher, stop
+from launch import beats, checkpoint, launcher, stop
+from launch.beats import Beat
 from launch.errors import ConfigError
-from launch.heartbeat import Beat, verdict
+from launch.heartbeat import verdict
 from launch.stop import StopSigns, Votes, seconds
 
 STEPS = ["--max-steps", "30", "--checkpoint-interval", "100"]
@@ -283,8 +284,8 @@ def test_a_rank_that_is_stopped_is_named(models, dataset_folder, tmp_path) -> No
 def test_heartbeats_tell_where_each_rank_is(models, dataset_folder, tmp_path) -> None:
     argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-steps", "2")
     assert [code for code, _ in job(2, argv)] == [0, 0]
-    beats = heartbeat.read(tmp_path / "run" / heartbeat.FOLDER, ranks=2)
-    assert [beat.rank for beat in beats] == [0, 1]
+    found = beats.read(tmp_path / "run" / beats.FOLDER, ranks=2)
+    assert [beat.rank for beat in found] == [0, 1]
     rows = read_log(tmp_path / "run")
     assert all(row["slowest_rank"] in (0, 1) and row["slowest_forward"] > 0 for row in rows)
     assert all(row["slowest_data_wait"] >= row["data_wait"] >= 0 for row in rows)

@@ -269,7 +269,8 @@ def rates(peak: float, steps: int, warmup: int) -> list[float]:
 @pytest.mark.parametrize("path", sorted(Path("ds_configs").glob("*.json")), ids=lambda path: path.stem)
 def test_configurations_train(path, models, dataset_folder, tmp_path):
     config = json.loads(path.read_text())
-    size = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 2}  # the test's batch; all else as it stands
+    # The test's batch; all else as it stands.
+    size = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": "auto"}
     (tmp_path / "c.json").write_text(json.dumps(config | size))
     patch = allow_fp16 if "fp16" in path.stem else None
     run(2, flags(tmp_path / "c.json", dataset_folder, models, tmp_path / "run", "--max-steps", "12"), patch)

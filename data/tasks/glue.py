@@ -1,0 +1,171 @@
+"""The nine tasks of GLUE (Wang et al., 2018): columns, labels and metrics of each, side by side."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from data.tasks import hub, metrics
+from data.tasks.files import find, table
+from data.tasks.task import Features, FeatureSettings, Task, encoded, packed
+from launch.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_FILES = {"train": "train.tsv", "dev": "dev.tsv", "matched": "dev_matched.tsv", "mismatched": "dev_mismatched.tsv"}
+# MRPC's own names, before GLUE; its test set has labels.
+_FIRST_NAMES = {("mrpc", "train"): ["msr_paraphrase_train.txt"], ("mrpc", "dev"): ["msr_paraphrase_test.txt"]}
+_ON_HUB = {"train": "train", "dev": "validation", "matched": "validation_matched",
+           "mismatched": "validation_mismatched"}  # fmt: skip
+_HIGHEST = 5.0  # similarity of STS-B
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """An example: one text or two, and a class's id or a number."""
+
+    texts: tuple[str, ...]
+    label: float
+
+
+@dataclass(frozen=True)
+class Glue(Task[Sentences, Features]):
+    """A task of GLUE.
+
+    Attributes:
+        folder: its name in the published archive.
+        texts: columns of its one or two texts.
+        label: column of the label.
+        metrics: of `data.tasks.metrics`, the main one first.
+        named: labels are names in the files, too; else they are their ids there.
+        texts_on_hub: names of the texts on the hub, where they differ.
+        header: names of all columns, where the files have none in their first line.
+        ragged: the published files hold rows that lack fields, which the hub's version has left out.
+    """
+
+    name: str
+    folder: str
+    texts: tuple[str, ...]
+    label: str
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    named: bool = False
+    splits: tuple[str, ...] = ("dev",)
+    texts_on_hub: tuple[str, ...] = ()
+    header: tuple[str, ...] = ()
+    ragged: bool = False
+    max_length: int = 128
+
+    @property
+    def head(self) -> Literal["classification", "regression"]:
+        """See Task."""
+        return "classification" if self.labels else "regression"
+
+    @property
+    def main(self) -> str:
+        """See Task."""
+        return self.metrics[0]
+
+    def read(self, data: Path | None, split: str) -> list[Sentences]:
+        """See Task; `data` is the task's own folder, or that of all tasks."""
+        assert split in ("train", *self.splits)
+        if data is None:
+            return list(self._from_hub(split))
+        names = [_FILES[split], *_FIRST_NAMES.get((self.name, split), [])]
+        path = find(data, [*names, *(f"{self.folder}/{name}" for name in names)], f"{self.folder}'s {split} set")
+        examples = list(self._from_file(path))
+        if not examples:
+            raise DataError(f"{path}: no examples in it")
+        return examples
+
+    def _from_file(self, path: Path) -> Iterator[Sentences]:
+        for place, (*texts, label) in table(path, (*self.texts, self.label), self.header, self.ragged):
+            yield Sentences(tuple(texts), self._label(label, place))
+
+    def _from_hub(self, split: str) -> Iterator[Sentences]:
+        for row in hub.load("nyu-mll/glue", self.name, _ON_HUB[split]):
+            yield Sentences(tuple(row[name] for name in self.texts_on_hub or self.texts), row["label"])
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Labels as in the published files, by id."""
+        return self.labels if self.named else tuple(map(str, range(len(self.labels))))
+
+    def _label(self, text: str, place: str) -> float:
+        """Of a field; an int for a class."""
+        if self.labels:
+            if text not in self.written:
+                raise DataError(f"{place}: unknown label '{text}'; {self.folder} has {', '.join(self.written)}")
+            return self.written.index(text)
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value <= _HIGHEST:
+            raise DataError(f"{place}: '{text}' is no score; those of {self.folder} are numbers from 0 to {_HIGHEST:g}")
+        return value
+
+    def features(
+        self, examples: Sequence[Sentences], tokenizer: "PreTrainedTokenizerFast", settings: FeatureSettings,
+        training: bool,
+    ) -> Features:  # fmt: skip
+        """See Task; of a pair that is too long, the longer text is cut, token by token."""
+        inputs: list[Any] = [e.texts if len(e.texts) > 1 else e.texts[0] for e in examples]
+        truncation = {"max_length": settings.max_length or self.max_length, "strategy": "longest_first"}
+        ids, types, ends = packed(encoded(inputs, tokenizer, truncation, f"tokenizing {self.name}", fast=True))
+        labels = np.array([e.label for e in examples], np.int64 if self.labels else np.float32)
+        return Features(ids, types, ends, labels, np.arange(len(examples)))
+
+    def score(
+        self, examples: Sequence[Sentences], features: Features, outputs: Sequence[np.ndarray],
+        settings: FeatureSettings,
+    ) -> dict[str, float]:  # fmt: skip
+        """See Task."""
+        return metrics.scores(self.metrics, features.labels, self._answers(outputs))
+
+    def predictions(
+        self, examples: Sequence[Sentences], features: Features, outputs: Sequence[np.ndarray],
+        settings: FeatureSettings,
+    ) -> dict[str, str]:  # fmt: skip
+        """See Task: as GLUE's server takes them, `index` and `prediction`."""
+        answers = self._answers(outputs).tolist()
+        words = [self.written[answer] if self.labels else f"{answer:.3f}" for answer in answers]
+        rows = [f"{index}\t{word}\n" for index, word in enumerate(words)]
+        return {"": "index\tprediction\n" + "".join(rows)}
+
+    def _answers(self, outputs: Sequence[np.ndarray]) -> np.ndarray:
+        """Classes, int64 [n], or numbers, float32 [n]."""
+        stacked = np.stack(outputs)
+        return stacked.argmax(1) if self.labels else stacked[:, 0]
+
+
+_SAME = ("not_entailment", "entailment")
+
+# Labels in the order of the hub's ids, so that models fine-tuned elsewhere mean the same.
+GLUE = (
+    Glue(
+        "cola", "CoLA", ("sentence",), "label", ("unacceptable", "acceptable"), ("matthews", "accuracy"),
+        header=("source", "label", "mark", "sentence"),
+    ),
+    Glue(
+        "mnli", "MNLI", ("sentence1", "sentence2"), "gold_label", ("entailment", "neutral", "contradiction"),
+        ("accuracy",), named=True, splits=("matched", "mismatched"), texts_on_hub=("premise", "hypothesis"),
+    ),
+    Glue(
+        "mrpc", "MRPC", ("#1 String", "#2 String"), "Quality", ("not_equivalent", "equivalent"), ("f1", "accuracy"),
+        texts_on_hub=("sentence1", "sentence2"),
+    ),
+    Glue("qnli", "QNLI", ("question", "sentence"), "label", _SAME[::-1], ("accuracy",), named=True),
+    Glue(
+        "qqp", "QQP", ("question1", "question2"), "is_duplicate", ("not_duplicate", "duplicate"), ("f1", "accuracy"),
+        ragged=True,
+    ),
+    Glue("rte", "RTE", ("sentence1", "sentence2"), "label", _SAME[::-1], ("accuracy",), named=True),
+    Glue("sst2", "SST-2", ("sentence",), "label", ("negative", "positive"), ("accuracy",)),
+    Glue("stsb", "STS-B", ("sentence1", "sentence2"), "score", (), ("pearson", "spearman")),
+    Glue("wnli", "WNLI", ("sentence1", "sentence2"), "label", _SAME, ("accuracy",)),
+)  # fmt: skip

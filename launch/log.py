@@ -1,0 +1,35 @@
+"""The log of a run: reading it, and cutting it back."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from launch import commit
+
+LOG = "log.jsonl"
+
+
+def cut_log(path: Path, start: int) -> None:
+    """Drop lines after step `start`, and a last line that a kill cut short, so that no step stands twice."""
+    if not path.exists():
+        return
+    commit.write_text(path, "".join(json.dumps(row) + "\n" for row in read_log(path) if row["step"] <= start))
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `log.jsonl`; a line that a kill cut short is left out. No file, no rows."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
+    return rows
+
+
+def duration(seconds: float) -> str:
+    """1:02:03 or 02:03."""
+    minutes, seconds = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"

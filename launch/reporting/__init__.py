@@ -1,0 +1,1 @@
+"""The parts of `launch.report`: runs and measurements -> one document -> tables, plots, a page."""

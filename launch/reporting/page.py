@@ -1,0 +1,169 @@
+"""The report as one HTML page that needs nothing else: no script, no network; it prints, and is light or dark."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from launch.reporting import plots, tables
+from launch.reporting.document import AGAIN, STUDENT, TEACHER
+from launch.reporting.tables import Table
+
+Json = dict[str, Any]
+
+SERIES = {TEACHER: 0, STUDENT: 1, STUDENT + AGAIN: 2}
+PUBLISHED = 3
+OTHERS = (4, 5, 6)  # in turn
+TRAINING, HELD_OUT = 0, 1  # of a run's curves
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot, and the names of its series."""
+
+    title: str
+    plot: Markup
+    legend: Sequence[tuple[int, str]] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        facts: paragraphs of names and values.
+    """
+
+    title: str
+    tables: Sequence[Table] = ()
+    figures: Sequence[Figure] = ()
+    facts: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
+
+
+def page(report: Json) -> str:
+    """HTML.
+
+    Args:
+        report: what `launch.reporting.document` describes.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    return environment.get_template("page.html").render(
+        title=title(report), report=report, headlines=tables.headlines(report), sections=list(sections(report)),
+        key=plots.key,
+    )  # fmt: skip
+
+
+def title(report: Json) -> str:
+    """Of the page."""
+    names = [Path(name).name for name in (report["student"], report["teacher"]) if name]
+    return "What {} kept of {}".format(*names) if len(names) == 2 else (names or ["Runs"])[0]
+
+
+def sections(report: Json) -> Iterator[Section]:
+    """In their order; what was not measured is named in the last but one."""
+    parts = (
+        ("Tasks", tables.tasks(report), [*_retention(report)]),
+        ("Size", tables.sizes(report), [*_sizes(report)]),
+        ("Speed", tables.speed(report), [*_speed(report)]),
+        ("Held-out masked words", tables.held_out(report), []),
+    )
+    yield from (Section(name, [table], figures) for name, table, figures in parts if table)
+    if table := tables.pretraining(report):
+        yield Section("Pre-training", [table])
+        yield from (Section(f"Run {run['run']}", (), [*_curves(run)], _facts(run)) for run in report["pretraining"])
+    if table := tables.finetuning(report):
+        yield Section("Fine-tuning", [table], [*_tuning(report)])
+    yield from (Section(table.title, [table]) for table in (tables.gaps(report), tables.paper()) if table)
+
+
+def _series(columns: Iterable[str]) -> dict[str, int]:
+    """The number of each column."""
+    others = [column for column in columns if column not in SERIES]
+    return SERIES | {column: OTHERS[place % len(OTHERS)] for place, column in enumerate(others)}
+
+
+def _retention(report: Json) -> Iterator[Figure]:
+    """Of each task."""
+    series = _series(report["columns"])
+    shown = []
+    for task in report["tasks"]:
+        paper = [(PUBLISHED, task["published"]["retention"])] if task["published"] else []
+        own = [(series[column], share) for column, share in task["retention"].items() if share is not None]
+        if own:
+            shown.append((tables.task_title(task["task"]), [*paper, *own]))
+    if shown:
+        used = {number for _, marks in shown for number, _ in marks}
+        names = [*((series[column], name) for column, name in tables.short(report["columns"]).items()),
+                 (PUBLISHED, "DistilBERT, published")]  # fmt: skip
+        legend = [(number, name) for number, name in names if number in used]
+        yield Figure("Share of the teacher's score", plots.dots("Retention by task", shown), legend)
+
+
+def _sizes(report: Json) -> Iterator[Figure]:
+    for name, what in (("parameters", "Parameters"), ("bytes", "Weights, bytes")):
+        rows = [
+            (model["role"], [(SERIES[model["role"]], float(model[name]), plots.number(model[name]))])
+            for model in report["models"]
+        ]
+        yield Figure(what, plots.bars(what, rows))
+
+
+def _speed(report: Json) -> Iterator[Figure]:
+    """Throughput, a figure for each form."""
+    for form in dict.fromkeys(row["form"] for row in report["speed"]):
+        rows = []
+        for row in report["speed"]:
+            if row["form"] == form:
+                rates = ((role, row[role]["tokens_per_second"]) for role in (TEACHER, STUDENT) if role in row)
+                group = [(SERIES[role], rate, plots.number(round(rate))) for role, rate in rates]
+                rows.append((f"{row['batch']} x {row['length']}", group))
+        name = f"Tokens a second, {form}"
+        yield Figure(name, plots.bars(name, rows), [(SERIES[role], role) for role in (TEACHER, STUDENT)])
+
+
+def _curves(run: Json) -> Iterator[Figure]:
+    """Each loss in training and held out; then what is only measured on held-out data."""
+    curves = run["curves"]
+    for name in dict.fromkeys(name.removeprefix("valid_") for name in curves):
+        both = [(TRAINING, "training", curves.get(name)), (HELD_OUT, "held out", curves.get(f"valid_{name}"))]
+        there = [(number, where, curve) for number, where, curve in both if curve]
+        lines = [(number, (curve["step"], curve["value"])) for number, _, curve in there]
+        legend = [(number, where) for number, where, _ in there]
+        yield Figure(f"{name} over steps", plots.lines(name, lines), legend)
+
+
+def _facts(run: Json) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Recipe and environment of a pre-training run."""
+    flags = [
+        ("--" + name.replace("_", "-"), " ".join(map(str, value)) if isinstance(value, list) else str(value))
+        for name, value in run["flags"].items()
+        if value not in (None, False, [])
+    ]
+    environment = run["environment"]
+    facts = [("hardware", tables.hardware(environment)), ("versions", tables.versions(environment)),
+             ("code", str(environment.get("git_commit") or tables.NONE))]  # fmt: skip
+    data = [
+        (str(part.get("path")), f"{tables.amount(part.get('tokens'))} tokens") for part in environment.get("data", [])
+    ]
+    return [(name, rows) for name, rows in (("Recipe", flags), ("Environment", facts), ("Data", data)) if rows]
+
+
+def _tuning(report: Json) -> Iterator[Figure]:
+    """For each task the training loss and the main metric of all runs."""
+    series = _series(report["columns"])
+    for task in report["tasks"]:
+        runs = [run for run in report["finetuning"] if run["task"] == task["task"]]
+        for name, what in (("loss", "training loss"), (f"valid_{task['main']}", task["main"])):
+            there = [(run["column"], run["curves"][name]) for run in runs if name in run["curves"]]
+            if there:
+                lines = [(series[column], (curve["step"], curve["value"])) for column, curve in there]
+                names = tables.short(report["columns"])
+                legend = [(series[column], name) for column, name in names.items() if column in dict(there)]
+                head = f"{tables.task_title(task['task'])}: {what}"
+                yield Figure(f"{head} over steps", plots.lines(head, lines), legend)

@@ -1,0 +1,181 @@
+"""Run folders as a report reads them: what was fine-tuned, what was pre-trained, and what is left out, and why."""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch import hub
+from launch.errors import ConfigError, DataError
+from launch.log import LOG, read_log
+
+Row = dict[str, Any]
+MOVED_ASIDE = re.compile(r"\.old-\d+$")  # what --fresh calls an earlier run
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A model's figures on a task, from `finetune_dilbert.py`.
+
+    Attributes:
+        main: the metric that counts, one of `metrics`; these are fractions.
+        teacher: whose outputs were learnt, too; None: nobody's.
+        seed, step: None where a model was measured as it was.
+        examples: how many there are, by name of the split.
+        model_type: "bert" or "distilbert"; None: not recorded.
+    """
+
+    path: Path
+    task: str
+    main: str
+    metrics: dict[str, float]
+    model: str
+    teacher: str | None
+    seed: int | None
+    step: int | None
+    examples: dict[str, int]
+    model_type: str | None
+    log: list[Row]
+
+
+@dataclass(frozen=True)
+class PreTrained:
+    """A run of `train_dilbert.py`: its records, as they are, and its log."""
+
+    path: Path
+    flags: dict[str, Any]
+    fingerprint: str | None
+    environment: dict[str, Any]
+    log: list[Row]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All that were given.
+
+    Attributes:
+        left_out: folder and reason.
+    """
+
+    tuned: tuple[Tuned, ...] = ()
+    pretrained: tuple[PreTrained, ...] = ()
+    left_out: tuple[tuple[Path, str], ...] = ()
+
+    def pair(self) -> tuple[str | None, str | None]:
+        """Teacher and student, where it is plain who they are: the only BERT that was fine-tuned, and the only
+        DistilBERT."""
+        return self._only("bert"), self._only("distilbert")
+
+    def _only(self, model_type: str) -> str | None:
+        names = {identity(run.model): run.model for run in self.tuned if run.model_type == model_type}
+        return next(iter(names.values())) if len(names) == 1 else None
+
+
+def identity(name: str) -> Path:
+    """The same for all ways to write a model folder or hub name."""
+    return Path(hub.resolve(name)).resolve()
+
+
+def read(folders: Iterable[Path]) -> Runs:
+    """The runs of these folders, each once; a folder of seeds stands for the runs in it.
+
+    Raises:
+        ConfigError: no such folder.
+        DataError: a record is damaged, or contradicts another.
+    """
+    tuned, pretrained, left_out = [], [], []
+    for folder in _each(folders):
+        run = _read(folder)
+        if isinstance(run, Tuned):
+            tuned.append(run)
+        elif isinstance(run, PreTrained):
+            pretrained.append(run)
+        else:
+            left_out.append((folder, run))
+    _check_alike(tuned)
+    return Runs(tuple(tuned), tuple(pretrained), tuple(left_out))
+
+
+def _each(folders: Iterable[Path]) -> list[Path]:
+    """Without repetition, in their order."""
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.exists():
+            raise ConfigError(f"--runs {folder}: no such folder")
+        for path in sorted(folder.glob("seed-*/")) or [folder]:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _read(folder: Path) -> Tuned | PreTrained | str:
+    """A run, or why it is left out."""
+    config, result = (read_json(folder / name) for name in ("config.json", "result.json"))
+    flags = config.get("flags", {})
+    if not result and not flags:
+        return "no run: neither result.json nor a config.json with flags"
+    if MOVED_ASIDE.search(folder.name):
+        return "moved aside by --fresh"
+    as_it_is = bool(result) and result.get("step") is None
+    if not as_it_is and not (folder / "DONE.json").exists():
+        stopped = read_json(folder / "STOPPED.json")
+        return f"not finished: stopped at step {stopped.get('step')}" if stopped else "not finished: no DONE.json"
+    if not result and "task" in flags:
+        raise DataError(f"{folder}: DONE.json is there, but no result.json; run the same command again")
+    log = read_log(folder / LOG)
+    if result:
+        return _tuned(folder, config, result, log)
+    environment = read_json(folder / "environment.json")
+    return PreTrained(folder, flags, config.get("fingerprint"), environment, log)
+
+
+def _tuned(folder: Path, config: dict[str, Any], result: dict[str, Any], log: list[Row]) -> Tuned:
+    """Check what result.json says."""
+    path, task = folder / "result.json", config.get("flags", {}).get("task")
+    for name, kind in (("task", str), ("main", str), ("metrics", dict), ("model", str)):
+        if not isinstance(result.get(name), kind):
+            raise DataError(f"{path}: '{name}' is {result.get(name)!r}; must be of type {kind.__name__}")
+    if task not in (None, result["task"]):
+        raise DataError(f"{path}: figures of task {result['task']}, in a run of {task} (config.json)")
+    metrics = result["metrics"]
+    for name, value in metrics.items():
+        if not isinstance(value, int | float) or not math.isfinite(value) or abs(value) > 1:
+            raise DataError(f"{path}: {name} is {value!r}; must be a fraction, from -1 to 1")
+    if result["main"] not in metrics:
+        raise DataError(f"{path}: the main metric, {result['main']}, is none of {', '.join(metrics) or 'none'}")
+    return Tuned(
+        folder, result["task"], result["main"], metrics, result["model"], result.get("teacher"), result.get("seed"),
+        result.get("step"), result.get("examples") or {}, (config.get("model") or {}).get("model_type"), log,
+    )  # fmt: skip
+
+
+def _check_alike(tuned: Iterable[Tuned]) -> None:
+    """Runs of a task are measured alike, or can't be compared."""
+    first: dict[str, Tuned] = {}
+    for run in tuned:
+        other = first.setdefault(run.task, run)
+        for name in ("main", "examples"):
+            if getattr(run, name) != getattr(other, name):
+                raise DataError(
+                    f"{run.path} and {other.path}: {name} of {run.task} is {getattr(run, name)} here and "
+                    f"{getattr(other, name)} there; figures on different data can't be compared, leave one of them out"
+                )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object; {} where there is no file.
+
+    Raises:
+        DataError: damaged, or no object.
+    """
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: can't be read as JSON: {error}; leave this run out, or mend the file") from error
+    if not isinstance(body, dict):
+        raise DataError(f"{path}: holds no JSON object")
+    return body

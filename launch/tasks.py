@@ -1,0 +1,120 @@
+"""A task's data as features, and a model's marks on it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from model.finetuner import FineTuner, TaskInputs
+from model.heads import TaskModel
+
+from data.tasks import TASKS, Example, Features, FeatureSettings, Task
+from data.tasks.stream import in_order
+from data.tokenizer import load_tokenizer, vocabulary_of
+from launch import distributed
+from launch.distributed import World
+from launch.evaluate import shape_of
+from launch.preflight import Shape, check_features
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The task's examples, and what they are as tokens.
+
+    Attributes:
+        source: the tokenizer, by the name of its model.
+        train: None where nothing is trained.
+        held_out: by name of the split: most tasks have one.
+    """
+
+    task: Task
+    settings: FeatureSettings
+    source: Shape
+    train: Features | None
+    held_out: dict[str, tuple[list[Example], Features]]
+
+    @classmethod
+    def read(cls, name: str, data: Path | None, model: str, settings: FeatureSettings, trains: bool) -> Self:
+        """Read the task's files, and make features of them by a model's tokenizer.
+
+        Args:
+            name: of the task.
+            data: folder; None: the hub.
+            trains: whether the training examples are needed.
+
+        Raises:
+            DataError, ConfigError: files or tokenizer are missing, damaged, or not what they should be.
+        """
+        task, tokenizer = TASKS[name], load_tokenizer(model)
+
+        def features(examples: list[Example], training: bool) -> Features:
+            return task.features(examples, tokenizer, settings, training)
+
+        train = features(task.read(data, "train"), True) if trains else None
+        read = {split: task.read(data, split) for split in task.splits}
+        held_out = {split: (examples, features(examples, False)) for split, examples in read.items()}
+        vocabulary = vocabulary_of(tokenizer)
+        source = Shape(model, vocabulary.size, tokenizer_hash=vocabulary.tokenizer_hash)
+        return cls(task, settings, source, train, held_out)
+
+    def check(self, *models: tuple[str | None, TaskModel | None]) -> None:
+        """Models and features agree: vocabulary, tokenizer, positions; or ConfigError says what to do."""
+        parts = [self.train] if self.train else []
+        parts += [features for _, features in self.held_out.values()]
+        shapes = [shape_of(name, model) for name, model in models if name and model]
+        check_features(self.source, max(features.longest for features in parts), *shapes)
+
+
+class Examiner:
+    """Measures a model on the task's held-out data; all ranks take part.
+
+    Attributes:
+        metrics: of the last time; {} before.
+    """
+
+    def __init__(self, tuner: FineTuner, inputs: Inputs, world: World, size: int) -> None:
+        """
+        Args:
+            size: sequences at once.
+        """
+        self.tuner, self.inputs, self.world, self.size = tuner, inputs, world, size
+        self.outputs: dict[str, list[np.ndarray]] = {}
+        self.metrics: dict[str, float] = {}
+
+    @property
+    def batches(self) -> int:
+        """That each rank goes through, about."""
+        held_out = self.inputs.held_out.values()
+        return sum(math.ceil(len(features) / (self.size * self.world.ranks)) for _, features in held_out)
+
+    def measure(self, alive: Callable[[str], None] = lambda _: None) -> dict[str, float]:
+        """The task's metrics, the same on all ranks; with several splits, their names stand before them.
+
+        Args:
+            alive: called before each batch.
+        """
+        self.metrics, splits = {}, self.inputs.held_out
+        for name, (examples, features) in splits.items():
+            outputs = self.outputs[name] = self._outputs(features, alive)
+            prefix = f"{name}_" if len(splits) > 1 else ""
+            scores = self.inputs.task.score(examples, features, outputs, self.inputs.settings)
+            self.metrics |= {f"{prefix}{metric}": value for metric, value in scores.items()}
+        return self.metrics
+
+    def _outputs(self, features: Features, alive: Callable[[str], None]) -> list[np.ndarray]:
+        """Of each feature, in order: every rank computes its share and gets all."""
+        world, found = self.world, {}
+        for numbers, batch in in_order(features, self.size, world.rank, world.ranks):
+            alive("measuring on held-out data")
+            answers = self.tuner.outputs(TaskInputs.of(batch, world.device).to(world.device))
+            found |= zip(numbers.tolist(), (answer.float().cpu().numpy() for answer in answers), strict=True)
+        everything = {number: answer for share in distributed.gather(found) for number, answer in share.items()}
+        return [everything[number] for number in range(len(features))]
+
+    def write(self, path: Path) -> None:
+        """The predictions of the last time; of several splits, into a file each, with its name before the suffix."""
+        for name, (examples, features) in self.inputs.held_out.items():
+            target = path if len(self.inputs.held_out) == 1 else path.with_stem(f"{path.stem}_{name}")
+            self.inputs.task.write_predictions(target, examples, features, self.outputs[name], self.inputs.settings)

@@ -1,0 +1,154 @@
+"""What does a student keep of its teacher? Pre-trained small, fine-tuned on tasks, three ways; and the report of it.
+
+    python -m tests.bench.bench_retention --corpus FOLDER --glue FOLDER --squad FOLDER [--output bench-retention]
+
+From the same text: a teacher; a student of every second of its layers, distilled; and the same architecture from random
+weights with the same number of steps and no teacher. Each is fine-tuned on SST-2, RTE and SQuAD 1.1, with several
+seeds; the distilled one also under the fine-tuned teacher. Prints medians and all seeds, and writes the report.
+Finished stages are reused. Hardware: 2 CPU cores, some two hours.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.args import flag, parse
+from launch.errors import run
+from launch.run_folder import RunFolder
+from tests.bench.bench_value import MASKING, ROOT, TEACHER, command, ds_config, module
+
+# So many passes, and the peak learning rate: small models want larger ones than BERT.
+TASKS = {
+    "sst2": ("--epochs", "2"),
+    "rte": ("--epochs", "4"),
+    "squad": ("--epochs", "8", "--max-length", "128", "--doc-stride", "48", "--max-query-length", "32"),
+}
+RATE = 5e-4
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What is trained on what."""
+
+    corpus: Path = flag(help="folder with dump.train.txt and dump.valid.txt, one sequence a line", metavar="FOLDER")
+    glue: Path = flag(help="folder with SST-2 and RTE as published", metavar="FOLDER")
+    squad: Path = flag(help="folder with train-v1.1.json and dev-v1.1.json", metavar="FOLDER")
+    output: Path = flag(Path("bench-retention"), "where everything is kept", "FOLDER")
+    teacher_steps: int = flag(12_000, "steps of the teacher's pre-training, 16 sequences each")
+    steps: int = flag(3_000, "steps of each student")
+    seeds: int = flag(3, "of each fine-tuning")
+
+
+def pre_train(arguments: Arguments, name: str, steps: int, *words: object) -> Path:
+    """A pre-training job, and its model folder."""
+    output = arguments.output.resolve()
+    folder, model = output / "runs" / name, output / name
+    if not (folder / "DONE.json").exists():
+        flags = ["--deepspeed_config", ds_config(output, 1e-3), "--data", output / "train", "--valid-data",
+                 output / "valid", "--output", folder, "--max-steps", steps, "--eval-interval", max(1, steps // 6),
+                 "--log-interval", 100]  # fmt: skip
+        command("deepspeed", "--num_gpus", 2, "train_dilbert.py", *flags, *MASKING, *words)
+    module("model.export", model, folder, "--output", model)
+    return model
+
+
+def pre_trained(arguments: Arguments) -> dict[str, Path]:
+    """The three models."""
+    output = arguments.output.resolve()
+    start, begun, empty = output / "teacher-start", output / "student-start", output / "student-empty"
+    output.mkdir(parents=True, exist_ok=True)
+    text = {part: (arguments.corpus / f"dump.{part}.txt").resolve() for part in ("train", "valid")}
+    module("data.train_tokenizer", start, "--input", text["train"], "--vocab-size", 8192, "--output", start)
+    (start / "config.json").write_text(json.dumps(TEACHER))
+    for part, path in text.items():
+        module("data.binarize", output / part, "--input", path, "--tokenizer", start, "--max-length", 128,
+               "--output", output / part)  # fmt: skip
+    teacher = pre_train(arguments, "teacher", arguments.teacher_steps, "--student", start)
+    module("model.extract", begun, "--teacher", teacher, "--output", begun)
+    if not empty.exists():  # the student's architecture, without its weights
+        empty.mkdir()
+        for path in begun.iterdir():
+            if path.suffix != ".safetensors":
+                (empty / path.name).write_bytes(path.read_bytes())
+        config = json.loads((begun / "config.json").read_text())
+        (empty / "config.json").write_text(json.dumps(config | {"initializer_range": TEACHER["initializer_range"]}))
+    return {
+        "teacher": teacher,
+        "distilled": pre_train(arguments, "distilled", arguments.steps, "--student", begun, "--teacher", teacher),
+        "alone": pre_train(arguments, "alone", arguments.steps, "--student", empty),
+    }
+
+
+def fine_tune(arguments: Arguments, task: str, model: Path, name: str, seed: int, teacher: Path | None = None) -> Path:
+    """A fine-tuning job of one seed, on one core; its run folder."""
+    output = arguments.output.resolve()
+    folder = output / "runs" / f"{task}-{name}" / f"seed-{seed}"
+    if not (folder / "DONE.json").exists():
+        config = json.loads((ROOT / "ds_configs" / "finetune_fp32.json").read_text())
+        config["optimizer"]["params"]["lr"] = RATE
+        (output / "finetune.json").write_text(json.dumps(config))
+        data = arguments.squad if task == "squad" else arguments.glue
+        words = [sys.executable, "finetune_dilbert.py", "--deepspeed_config", output / "finetune.json", "--task", task,
+                 "--data", data.resolve(), "--model", model, "--output", folder, "--seed", seed, *TASKS[task],
+                 "--log-interval", 50]  # fmt: skip
+        words += ["--teacher", teacher] if teacher else []
+        done = subprocess.run(
+            list(map(str, words)), cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"{folder}:\n{done.stdout}\n{done.stderr}")
+    return folder
+
+
+def fine_tuned(arguments: Arguments, models: dict[str, Path]) -> dict[str, dict[str, list[Path]]]:
+    """Run folders by task and way, two jobs at a time."""
+    output, found = arguments.output.resolve(), {}
+    with ThreadPoolExecutor(2) as pool:
+        for task in TASKS:
+            print(f"fine-tuning on {task}", flush=True)
+            ways = {
+                name: [pool.submit(fine_tune, arguments, task, model, name, seed) for seed in range(arguments.seeds)]
+                for name, model in models.items()
+            }
+            best = max((job.result() for job in ways["teacher"]), key=score)
+            teacher = output / f"teacher-{task}"
+            module("model.export", teacher, best, "--output", teacher)
+            ways["distilled again"] = [
+                pool.submit(fine_tune, arguments, task, models["distilled"], "distilled-again", seed, teacher)
+                for seed in range(arguments.seeds)
+            ]
+            found[task] = {name: [job.result() for job in jobs] for name, jobs in ways.items()}
+    return found
+
+
+def score(folder: Path) -> float:
+    """The metric that counts."""
+    result = RunFolder(folder).read("result.json")
+    return result["metrics"][result["main"]]
+
+
+def main() -> None:
+    """Run what is not there yet, print the table, write the report."""
+    (arguments,) = parse("What does a student keep of its teacher?", Arguments, prog="tests.bench.bench_retention")
+    models = pre_trained(arguments)
+    found = fine_tuned(arguments, models)
+    print(f"\n{'task':<8}{'model':<18}{'median':>8}  seeds")
+    for task, ways in found.items():
+        for name, folders in ways.items():
+            scores = [score(folder) for folder in folders]
+            each = " ".join(f"{value:.4f}" for value in scores)
+            print(f"{task:<8}{name:<18}{statistics.median(scores):>8.4f}  {each}")
+    output = arguments.output.resolve()
+    runs = [folder for ways in found.values() for folders in ways.values() for folder in folders]
+    runs += [output / "runs" / name for name in models]
+    command(sys.executable, "-m", "launch.report", "--teacher", models["teacher"], "--student", models["distilled"],
+            "--data", output / "valid", "--output", output / "report", "--runs", *runs)  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,288 @@
+"""finetune_dilbert.py, end to end: like pre-training, it does not depend on how it is cut or interrupted."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import WORDS
+from jobs import NO_DROPOUT, config_file, make_models
+from ranks import command_line, read_log, run_ranks
+
+from data.tasks import TASKS
+from launch.run_folder import RunFolder
+
+NEVER = {"seq_classif_dropout": 0.0, "qa_dropout": 0.0}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A BERT and a student, without dropout."""
+    bert, student = make_models(tmp_path_factory.mktemp("models"), **NO_DROPOUT)
+    config = json.loads((student / "config.json").read_text())
+    (student / "config.json").write_text(json.dumps(config | NEVER))
+    return bert, student
+
+
+@pytest.fixture(scope="module")
+def sst2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sentences in SST-2's format; those with a cat in them are positive."""
+    generator, folder = random.Random(0), tmp_path_factory.mktemp("sst2")
+    for name, count in (("train", 400), ("dev", 60)):
+        rows = ["sentence\tlabel"]
+        for number in range(count):
+            words = generator.choices(WORDS, k=generator.randint(3, 12))
+            words.insert(generator.randint(0, len(words)), ("dog", "cat")[number % 2])
+            rows.append(f"{' '.join(words)}\t{number % 2}")
+        (folder / f"{name}.tsv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def squad(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions in SQuAD's format; the answer is the context's only tree, and what stands before it."""
+    generator, folder = random.Random(1), tmp_path_factory.mktemp("squad")
+    for name, count in (("train", 200), ("dev", 30)):
+        questions = []
+        for number in range(count):
+            words = generator.choices(WORDS, k=generator.randint(5, 15))
+            at = generator.randint(1, len(words))
+            words.insert(at, "tree")
+            context, answer = " ".join(words), f"{words[at - 1]} tree"
+            answers = [{"text": answer, "answer_start": context.index(answer)}]
+            asked = {"id": f"{name}{number}", "question": "is it the tree", "answers": answers}
+            questions.append({"context": context, "qas": [asked]})
+        body = {"version": "1.1", "data": [{"title": "trees", "paragraphs": questions}]}
+        (folder / f"{name}-v1.1.json").write_text(json.dumps(body))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return config_file(tmp_path_factory.mktemp("config") / "c.json")
+
+
+def start(argv: list[str]) -> tuple[int, str]:
+    """`finetune_dilbert.py` in this rank: exit code and output."""
+    import finetune_dilbert
+
+    return command_line(finetune_dilbert.main, argv)
+
+
+def tune(argv: list, ranks: int = 1, expect: int = 0) -> str:
+    """A job of finetune_dilbert.py; its rank 0's output."""
+    results = run_ranks(ranks, start, [str(word) for word in argv])
+    assert [code for code, _ in results] == [expect] * ranks, results
+    return results[0][1]
+
+
+def words(task: str, data: Path, model: Path, output: Path, *more: object) -> list:
+    return ["--task", task, "--data", data, "--model", model, "--output", output, "--log-interval", 1, *more]
+
+
+def losses(run: Path) -> np.ndarray:
+    return np.array([[row["loss"], row["grad_norm"]] for row in read_log(run)])
+
+
+@pytest.fixture(scope="module")
+def finished(models, sst2, config, tmp_path_factory) -> Path:
+    """A student that has learnt what a cat is."""
+    run = tmp_path_factory.mktemp("runs") / "sst2"
+    tune(words("sst2", sst2, models[1], run, "--deepspeed_config", config, "--epochs", 4))
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(finished, tmp_path_factory) -> Path:
+    from model.export import export
+
+    folder = tmp_path_factory.mktemp("exported") / "sst2"
+    export(finished, folder)
+    return folder
+
+
+def test_it_learns(finished):
+    result = RunFolder(finished).read("result.json")
+    assert (result["task"], result["main"], result["step"], result["seed"]) == ("sst2", "accuracy", 100, 0)
+    assert result["examples"] == {"dev": 60}
+    assert result["metrics"]["accuracy"] > 0.95
+    assert RunFolder(finished).read("DONE.json") == {"step": 100}
+    rows = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert rows[-1] == {"step": 100, "valid_accuracy": result["metrics"]["accuracy"]}
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["bert", "student"])
+def test_ranks_and_accumulation_do_not_matter(kind, models, sst2, tmp_path):
+    for name, ranks, micro in (("one", 1, 16), ("two", 2, 2)):
+        config = config_file(tmp_path / f"{name}.json", stage=ranks, micro=micro)
+        more = ["--deepspeed_config", config, "--max-steps", 8]
+        tune(words("sst2", sst2, models[kind], tmp_path / name, *more), ranks)
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
+    one, two = (RunFolder(tmp_path / name).read("result.json")["metrics"] for name in ("one", "two"))
+    assert one == two
+
+
+def test_a_stopped_run_goes_on(models, sst2, config, tmp_path):
+    more = ["--deepspeed_config", config, "--max-steps", 8]
+    tune(words("sst2", sst2, models[0], tmp_path / "whole", *more))
+    argv = words("sst2", sst2, models[0], tmp_path / "cut", *more)
+    tune([*argv, "--stop-at-step", 3], expect=75)
+    tune(argv)
+    assert np.array_equal(losses(tmp_path / "cut"), losses(tmp_path / "whole"))
+    assert "going on after step 8" in tune(argv), "a run that is done is measured again"
+    assert (tmp_path / "cut" / "DONE.json").exists()
+
+
+def test_changes_are_refused(models, sst2, config, tmp_path):
+    argv = words("sst2", sst2, models[1], tmp_path / "run", "--deepspeed_config", config, "--max-steps", 2)
+    tune(argv)
+    assert "--max-length: was None, is 16" in tune([*argv, "--max-length", 16], expect=2)
+    assert "--seed: was 0, is 1" in tune([*argv, "--seed", 1], expect=2)
+
+
+@pytest.fixture(scope="module")
+def bert_that_knows(models, sst2, config, tmp_path_factory) -> Path:
+    """A teacher for SST-2."""
+    from model.export import export
+
+    folder = tmp_path_factory.mktemp("teacher")
+    tune(words("sst2", sst2, models[0], folder / "run", "--deepspeed_config", config, "--epochs", 4))
+    export(folder / "run", folder / "model")
+    return folder / "model"
+
+
+def test_distillation_follows_the_teacher(bert_that_knows, models, sst2, config, tmp_path):
+    """A teacher with all its labels turned round: without labels of its own, the student learns those."""
+    weights = bert_that_knows / "model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    turned = tmp_path / "turned"
+    turned.mkdir()
+    for file in bert_that_knows.iterdir():
+        if file.is_file() and file != weights:
+            (turned / file.name).write_bytes(file.read_bytes())
+    state = load_file(weights)
+    state |= {name: -state[name] for name in ("classifier.weight", "classifier.bias")}
+    save_file(state, turned / "model.safetensors", metadata={"format": "pt"})
+    argv = words("sst2", sst2, models[1], tmp_path / "run", "--deepspeed_config", config, "--epochs", 4)
+    tune([*argv, "--teacher", turned, "--alpha-task", 0, "--alpha-ce", 1])
+    assert RunFolder(tmp_path / "run").read("result.json")["metrics"]["accuracy"] < 0.05
+    assert all("loss_ce" in row and "loss_task" not in row for row in read_log(tmp_path / "run"))
+
+
+def test_exported_as_a_pipeline(exported):
+    classify = transformers.pipeline("text-classification", model=str(exported))
+    found = classify(["the cat is in the house", "the dog is in the house"])
+    assert [row["label"] for row in found] == ["positive", "negative"]
+
+
+def test_evaluation_alone(exported, finished, sst2, tmp_path):
+    output = tune(
+        [*words("sst2", sst2, exported, tmp_path / "run")[:-2], "--eval-only", "--predict", tmp_path / "p.tsv"]
+    )
+    result, trained = (RunFolder(path).read("result.json") for path in (tmp_path / "run", finished))
+    assert result["metrics"] == trained["metrics"]
+    assert (result["step"], result["seed"]) == (None, None)
+    assert f"accuracy {result['metrics']['accuracy']:.4f}" in output
+    header, *rows = (tmp_path / "p.tsv").read_text().splitlines()
+    gold = [line.split("\t")[1] for line in (sst2 / "dev.tsv").read_text().splitlines()[1:]]
+    assert header == "index\tprediction"
+    right = [row.split("\t")[1] == label for row, label in zip(rows, gold, strict=True)]
+    assert np.mean(right) == result["metrics"]["accuracy"]
+
+
+def test_the_batch_of_an_evaluation_does_not_matter(exported, sst2, tmp_path):
+    for size in (1, 7):
+        argv = words("sst2", sst2, exported, tmp_path / f"run{size}")[:-2]
+        tune([*argv, "--eval-only", "--eval-batch", size, "--predict", tmp_path / f"{size}.tsv"], ranks=size % 2 + 1)
+    assert (tmp_path / "1.tsv").read_text() == (tmp_path / "7.tsv").read_text()
+
+
+def test_several_seeds(models, sst2, config, tmp_path):
+    argv = words("sst2", sst2, models[1], tmp_path / "run", "--deepspeed_config", config, "--max-steps", 12)
+    output = tune([*argv, "--seeds", 3, "--seed", 4])
+    result = RunFolder(tmp_path / "run").read("result.json")
+    each = [RunFolder(tmp_path / "run" / f"seed-{seed}").read("result.json") for seed in (4, 5, 6)]
+    assert [one["seed"] for one in each] == [4, 5, 6]
+    assert result["seeds"] == {str(one["seed"]): one["metrics"] for one in each}
+    assert result["metrics"]["accuracy"] == sorted(one["metrics"]["accuracy"] for one in each)[1]
+    assert RunFolder(tmp_path / "run").read("DONE.json") == {"seeds": [4, 5, 6]}
+    assert f"median of 3 seeds | accuracy {result['metrics']['accuracy']:.4f}" in output
+    assert not np.array_equal(losses(tmp_path / "run" / "seed-4"), losses(tmp_path / "run" / "seed-5"))
+
+
+def test_several_seeds_stop_and_go_on(models, sst2, config, tmp_path):
+    argv = words(
+        "sst2", sst2, models[1], tmp_path / "run", "--deepspeed_config", config, "--max-steps", 4, "--seeds", 2
+    )
+    said = tune([*argv, "--stop-at-step", 2], expect=75)
+    assert "the same command goes on" in said
+    assert RunFolder(tmp_path / "run").read("STOPPED.json")["why"].startswith("seed 0: stopped at step 2 of 4")
+    tune(argv)
+    assert not (tmp_path / "run" / "STOPPED.json").exists()
+    assert RunFolder(tmp_path / "run").read("DONE.json") == {"seeds": [0, 1]}
+
+
+def test_squad(models, squad, config, tmp_path):
+    from model.export import export
+
+    run, answers = tmp_path / "run", tmp_path / "answers.json"
+    more = ["--max-length", 48, "--doc-stride", 8, "--max-query-length", 8]
+    tune(
+        words("squad", squad, models[0], run, "--deepspeed_config", config, "--epochs", 8, *more, "--predict", answers)
+    )
+    result = RunFolder(run).read("result.json")
+    assert (result["main"], result["metrics"]["f1"] > 0.8) == ("f1", True), result
+    export(run, tmp_path / "model")
+    found = json.loads(answers.read_text())
+    paragraphs = json.loads((squad / "dev-v1.1.json").read_text())["data"][0]["paragraphs"]
+    right = [found[p["qas"][0]["id"]] == p["qas"][0]["answers"][0]["text"] for p in paragraphs]
+    assert np.mean(right) == pytest.approx(result["metrics"]["exact"])
+    theirs = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    same = []
+    for paragraph in paragraphs:
+        question, context = paragraph["qas"][0]["question"], paragraph["context"]
+        inputs = tokenizer(question, context, return_tensors="pt", return_offsets_mapping=True)
+        offsets = inputs.pop("offset_mapping")[0]
+        with torch.no_grad():
+            output = theirs(**inputs)
+        first = 2 + int((inputs["input_ids"][0] == tokenizer.sep_token_id).nonzero()[0])
+        begin, end = (int(x[0, first - 1 : -1].argmax()) + first - 1 for x in (output.start_logits, output.end_logits))
+        if begin <= end:
+            same.append(context[offsets[begin][0] : offsets[end][1]] == found[paragraph["qas"][0]["id"]])
+    assert np.mean(same) > 0.9, "what the best start and end of `transformers` say"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_wrong_starts(ranks, models, sst2, squad, exported, config, tmp_path):
+    """Each ends with its exit code, a message, and no run folder."""
+    bert, student = models
+    train = ["--deepspeed_config", config, "--max-steps", 2]
+    cases = [
+        (words("sst2", sst2, student, tmp_path / "a"), 2, "--deepspeed-config None: give a DeepSpeed JSON"),
+        (words("sst2", squad, student, tmp_path / "b", *train), 3, "train.tsv"),
+        (words("squad", sst2, student, tmp_path / "c", *train), 3, "train-v1.1.json"),
+        (words("sst2", sst2, tmp_path, tmp_path / "d", *train), 2, "neither tokenizer.json nor vocab.txt"),
+        (words("sst2", sst2, student, tmp_path / "e", *train, "--teacher", bert), 4, "classifier"),
+        (words("rte", sst2, student, tmp_path / "f", "--eval-only"), 3, "dev.tsv"),
+        (words("sst2", sst2, student, tmp_path / "g", "--eval-only"), 4, "classifier"),
+        (words("sst2", sst2, student, tmp_path / "h", *train, "--alpha-ce", 0.3), 2, "means nothing without --teacher"),
+        (words("sst2", sst2, student, tmp_path / "i", *train, "--seeds", 0), 2, "--seeds 0: must be positive"),
+        (words("sst3", sst2, student, tmp_path / "j", *train), 2, "sst2"),
+    ]
+    for argv, code, message in cases[:: 1 if ranks == 1 else 4]:
+        said = tune(argv, ranks, expect=code)
+        assert message in said, (argv, said)
+    assert not [path for path in tmp_path.iterdir() if len(path.name) == 1], "nothing is left behind"
+
+
+def test_the_tasks_are_those_of_the_data_side():
+    import typing
+
+    import finetune_dilbert
+
+    assert set(typing.get_args(typing.get_type_hints(finetune_dilbert.Paths)["task"])) == TASKS.keys()

@@ -1,0 +1,141 @@
+"""launch.watch: what a run folder says of its run."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from jobs import config_file, flags, make_models
+from ranks import run_ranks, train
+
+from launch import beats, skipped, watch
+from launch.errors import ConfigError
+from launch.watch import View, sparkline
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run at step 120 of 1,000 on two ranks, 30 steps a minute."""
+    run = tmp_path / "run"
+    (run / beats.FOLDER).mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    (run / "environment.json").write_text(json.dumps({"ranks": 2, "steps": 1000}))
+    rows = [
+        {"step": step, "loss": 8 - step / 50, "loss_mlm": 3.0, "lr": 1e-4, "tokens_per_second": 1234.5,
+         "seconds_per_step": 2.0, "data_wait": 0.01} for step in range(10, 121, 10)
+    ]  # fmt: skip
+    rows.insert(5, {"step": 50, "valid_loss_mlm": 3.25, "valid_accuracy": 0.5})
+    (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for rank in (0, 1):
+        beat = {"rank": rank, "host": f"host{rank}", "pid": 1, "step": 120, "progress": 9, "phase": "backward",
+                "time": 0, "stack": ""}  # fmt: skip
+        beats.path(run / beats.FOLDER, rank).write_text(json.dumps(beat))
+    return run
+
+
+def silence(folder: Path, rank: int, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(beats.path(folder / beats.FOLDER, rank), (then, then))
+
+
+def text(folder: Path) -> str:
+    return "\n".join(View.of(folder).lines())
+
+
+def test_a_run_under_way(folder):
+    assert View.of(folder).state() == (0, "step 120 of 1,000 (12.0%), 29:20 left")
+    shown = text(folder)
+    assert "step 120: loss 5.6000 | loss_mlm 3.0000 | lr 1.00e-04 | 1,234 tok/s | data wait 1.0%" in shown
+    assert "step 50 held out: loss_mlm 3.2500 | accuracy 0.5000" in shown
+    assert "rank 1 on host1: is at step 120, backward" in shown
+    assert "from 7.8000 to 5.6000" in shown
+    assert "warning" not in shown
+
+
+def test_before_the_first_log_line(folder):
+    (folder / "log.jsonl").unlink()
+    assert View.of(folder).state() == (0, "step 120 of 1,000 (12.0%)")
+    assert len(text(folder).splitlines()) == 3
+
+
+def test_a_silent_rank_and_a_silent_run(folder):
+    silence(folder, 1, 130)
+    assert View.of(folder).state()[0] == 0
+    assert "rank 1 on host1: no sign of life for 02:10, was at step 120, backward" in text(folder)
+    silence(folder, 0, 75)
+    assert View.of(folder).state() == (6, "no sign of life for 01:15, after step 120 of 1,000")
+
+
+def test_how_it_ended(folder):
+    (folder / "STOPPED.json").write_text(json.dumps({"code": 75, "step": 120, "why": "SIGTERM (rank 1)"}))
+    expected = "stopped at step 120 of 1,000: SIGTERM (rank 1); the same command goes on"
+    assert View.of(folder).state() == (75, expected)
+    (folder / "DONE.json").write_text("{}")
+    assert View.of(folder).state() == (0, "done: 120 steps")
+
+
+def test_warnings(folder):
+    with open(folder / skipped.FILE, "w") as file:
+        file.writelines(json.dumps({"step": step, "why": "not finite"}) + "\n" for step in range(4))
+    assert skipped.FILE == watch.SKIPPED
+    (folder / "checkpoints" / "damaged-step00000100").mkdir(parents=True)
+    with open(folder / "log.jsonl", "a") as file:
+        file.write(json.dumps({"step": 130, "data_wait": 0.4}) + "\n")
+    warnings = list(View.of(folder).warnings())
+    assert warnings == [
+        *(f"step {step} was skipped: not finite" for step in (1, 2, 3)),
+        "damaged-step00000100: a checkpoint that was found damaged",
+        "40% of the time is spent waiting for data",
+    ]
+
+
+def test_damaged_files_are_passed_over(folder):
+    (folder / "environment.json").write_text("{")
+    (folder / "log.jsonl").write_text('{"step": 1\n')
+    beats.path(folder / beats.FOLDER, 0).write_text("[]")
+    beats.path(folder / beats.FOLDER, 1).write_text("")
+    assert View.of(folder).state() == (6, "no sign of life yet, after step 0")
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(ConfigError, match="no run"):
+        View.of(tmp_path)
+
+
+def test_sparkline():
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert sparkline([1.0]) == "▁"
+    assert len(sparkline(list(range(1000)))) == 40
+
+
+def look(folder: Path, *more: str) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-m", "launch.watch", str(folder), *more]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_a_real_run(dataset_folder, tmp_path):
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, make_models(tmp_path), tmp_path / "run",
+                 "--max-steps", "3")  # fmt: skip
+    assert [code for code, _ in run_ranks(2, train, argv)] == [0, 0]
+    for more in ((), ("--once",)):
+        done = look(tmp_path / "run", *more)
+        assert done.returncode == 0
+        assert done.stdout.startswith(f"{tmp_path / 'run'}: done: 3 steps\n  step 3: loss ")
+        assert "rank 1 on " not in done.stdout, "it is no longer there"
+    assert [beat.phase for beat in beats.read(tmp_path / "run" / beats.FOLDER, 2)] == ["at the end"] * 2
+
+
+def test_following_a_run_to_its_end(folder):
+    with subprocess.Popen(
+        [sys.executable, "-m", "launch.watch", str(folder), "--interval", "0.1"], cwd=ROOT, stdout=subprocess.PIPE,
+        text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "step 120 of 1,000 (12.0%), 29:20 left\n"
+        (folder / "STOPPED.json").write_text(json.dumps({"why": "the file STOP (rank 0)"}))
+        assert "stopped at step 120 of 1,000: the file STOP (rank 0)" in process.stdout.readline()
+        assert process.wait(10) == 75
