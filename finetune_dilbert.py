@@ -37,7 +37,8 @@ from launch.tasks import Examiner, Inputs
 from launch.training import Course, Training
 from model import heads, hf
 from model.distiller import parameter_groups
-from model.finetuner import TERMS, FineTuner, TaskInputs, TaskObjective
+from model.finetuner import TERMS, FineTuner, TaskInputs
+from model.losses import TaskObjective
 
 DESCRIPTION = "Fine-tune a BERT or a student on a task, inside DeepSpeed; under --teacher, distil the task, too."
 EXAMPLE = """\
@@ -117,7 +118,7 @@ def finetune(
     # A run goes on as it was started, or not at all.
     flags = flags_of(paths, length, inputs.settings, objective, evaluation, cadence, keep, ends, begin)
     record: dict[str, Any] = {"flags": flags, "deepspeed_config": raw_config, "fingerprint": stream.fingerprint()}
-    record |= {MODEL: student.config.to_dict(), HEAD: {"kind": task.head, "labels": list(task.labels)}}
+    record |= {MODEL: student.config.to_dict(), HEAD: student.task.to_dict()}
     record |= {"teacher": hf.fingerprint(teacher) if teacher else None}
     folder.check(record, FREE, begin.allow_change, begin.fresh)
 
@@ -234,12 +235,12 @@ def headline(tuner: FineTuner, inputs: Inputs, config: dict, world: World, steps
     if tuner.teacher:
         sizes.append(f"teacher {sum(p.numel() for p in tuner.teacher.parameters()):,}")
     micro, accumulation = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]
-    examples, batch = len(inputs.train), config["train_batch_size"]
+    examples, batch, cores = len(inputs.train), config["train_batch_size"], world.device.type
     return (
         f"{', '.join(sizes)} | {ds_config.precision(config)}, ZeRO stage {ds_config.stage(config)}\n"
-        f"{batch} inputs a step = {micro} x {accumulation} accumulation x {world.ranks} rank(s) on {world.device.type}\n"
-        f"{steps} steps = {steps * batch / examples:.2f} epochs of {examples:,} inputs of up to {inputs.train.longest} "
-        "tokens" + (f"; going on after step {start}" if start else "") + "\n"
+        f"{batch} inputs a step = {micro} x {accumulation} accumulation x {world.ranks} rank(s) on {cores}\n"
+        f"{steps} steps = {steps * batch / examples:.2f} epochs of {examples:,} inputs, the longest of "
+        f"{inputs.train.longest} tokens" + (f"; going on after step {start}" if start else "") + "\n"
         f"kernels: {tuner.kernels()}"
     )
 

@@ -46,6 +46,8 @@ EXAMPLE = """\
   python -m launch.report --teacher bert-base-uncased --student models/dilbert --runs runs/* \\
       --data datasets/valid --train-data datasets/train --output report"""
 
+BATCH = 16  # held-out sequences at once; the figures do not depend on it
+
 Json = dict[str, Any]
 
 
@@ -128,7 +130,7 @@ def measured(models: Models, measuring: Measuring, masking: MaskingSettings) -> 
         missing.append(("speed", f"--measure {measuring.measure}"))
     words = None
     if measuring.data:
-        words = masked_words(models, measuring.data, measuring.train_data, masking, max(measuring.batch_sizes))
+        words = masked_words(models, measuring.data, measuring.train_data, masking)
     else:
         missing.append(("held-out masked words", "no --data"))
     return Measured(speed.machine(device), [size(role, model) for role, model in models.items()], rows, words, missing)
@@ -185,9 +187,7 @@ def packed(model: Model, device: torch.device) -> Go:
     return go
 
 
-def masked_words(
-    models: Models, path: Path, train_data: Sequence[str] | None, masking: MaskingSettings, batch: int
-) -> Json:
+def masked_words(models: Models, path: Path, train_data: Sequence[str] | None, masking: MaskingSettings) -> Json:
     """Held-out figures, the teacher's also beside the student's.
 
     Raises:
@@ -200,14 +200,13 @@ def masked_words(
     counts = Corpora.open(tuple(train_data or (str(path),))).counts(vocabulary)
     data = HeldOut(dataset, vocabulary, masking, counts)
     found: Json = {"data": str(path), "sequences": data.size}
-    with bar(len(models) * -(-data.size // batch), "batch", "masked words") as progress:
+    names = {"loss_mlm": "loss_mlm", "accuracy": "accuracy", "loss_ce": "kl", "agreement": "agreement"}
+    with bar(len(models) * -(-data.size // BATCH), " batches", "masked words") as progress:
         for role, model in models.items():
             teacher = models[TEACHER].network if role == STUDENT and TEACHER in models else None
             objective = Objective(alpha_cos=0.0, temperature=1.0) if teacher else Objective()
-            figures = held_out(
-                Distiller(model.network, teacher, objective), data, batch, alive=lambda _: progress.update()
-            )
-            names = {"loss_mlm": "loss_mlm", "accuracy": "accuracy", "loss_ce": "kl", "agreement": "agreement"}
+            distiller = Distiller(model.network, teacher, objective)
+            figures = held_out(distiller, data, BATCH, alive=lambda _: progress.update())
             found[role] = {names[name]: value for name, value in figures.items() if name in names}
     return found
 

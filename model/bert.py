@@ -3,7 +3,8 @@
 BERT as Devlin et al. (2019) describe it, with the layer norm after each residual sum. DilBERT is the same network with
 fewer layers and without token types.
 
-T tokens of all sequences of a micro-batch, D hidden size, N heads, H width of a head, V vocabulary.
+T tokens of all sequences of a micro-batch, D hidden size, N heads, H width of a head, V vocabulary; B sequences padded
+to length L.
 """
 
 import dataclasses
@@ -123,6 +124,38 @@ class Encoder(nn.Module):
         for layer in self.layers:
             x_TD = layer(x_TD, cu_seqlens, max_seqlen)
         return x_TD
+
+    def encode_padded(self, input_ids_BL: Tensor, mask_BL: Tensor | None, token_types_BL: Tensor | None) -> Tensor:
+        """Last hidden states of padded sequences: BLD, 0 where the mask is 0. A token's position is its column."""
+        B, L = input_ids_BL.shape
+        if L > self.config.max_position_embeddings:
+            limit = self.config.max_position_embeddings
+            raise ValueError(f"sequences of {L} tokens; this model has {limit} positions (truncate when tokenizing)")
+        real_BL = torch.ones_like(input_ids_BL, dtype=torch.bool) if mask_BL is None else mask_BL.bool()
+        slots_T = real_BL.flatten().nonzero().squeeze(1)
+        lengths = real_BL.sum(1)
+        lengths = lengths[lengths > 0]  # a row of nothing but padding is no sequence
+        hidden_BLD = torch.zeros(B * L, self.config.hidden_size, dtype=self.dtype, device=input_ids_BL.device)
+        if slots_T.numel():
+            hidden_TD = self.encode(
+                input_ids_BL.flatten()[slots_T],
+                slots_T % L,
+                F.pad(lengths.cumsum(0), (1, 0)).int(),
+                int(lengths.max()),
+                None if token_types_BL is None else token_types_BL.flatten()[slots_T],
+            )
+            hidden_BLD = hidden_BLD.index_copy(0, slots_T, hidden_TD)
+        return hidden_BLD.view(B, L, -1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embeddings.word.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.embeddings.word.weight.dtype
 
 
 class MaskedLMHead(nn.Module):

@@ -141,27 +141,37 @@ class BertConfig:
         Raises:
             ConfigError: no config.json, or one that can't be read, or as `from_dict`.
         """
-        path = folder / "config.json"
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ConfigError(f"{path}: no such file; a model folder holds config.json") from error
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: can't be read: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: holds no JSON object")
+        values = read_values(folder)
         try:
             return cls.from_dict(values)
         except ConfigError as error:
             raise ConfigError(f"{folder}: {error}") from error
 
-    def write(self, folder: Path) -> None:
-        """Into a model folder."""
-        (folder / "config.json").write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n")
+    def write(self, folder: Path, **more: Any) -> None:
+        """Into a model folder; `more`: keys beside the network's, or instead of them."""
+        (folder / "config.json").write_text(json.dumps(self.to_dict() | more, indent=2, sort_keys=True) + "\n")
 
     def without_dropout(self) -> Self:
         """The same network with every dropout off."""
         return dataclasses.replace(self, hidden_dropout=0.0, attention_dropout=0.0, attention_output_dropout=0.0)
+
+
+def read_values(folder: Path) -> dict[str, Any]:
+    """The content of a model folder's `config.json`.
+
+    Raises:
+        ConfigError: there is none, or it can't be read.
+    """
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; a model folder holds config.json") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: can't be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds no JSON object")
+    return values
 
 
 def _refuse_variants(values: dict[str, Any]) -> None:

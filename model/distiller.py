@@ -1,35 +1,30 @@
 """The module that DeepSpeed wraps: student and objective; a micro-batch goes in, its loss and its terms come out.
 
-The teacher stands beside it, not inside: it is no submodule, so it is neither cast, partitioned, optimised nor saved.
-
 T tokens of a micro-batch, M masked ones, D hidden size, V vocabulary.
 """
 
 import contextlib
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.bert import MaskedLM
-from model.kernels import attention, distillation, fp8, residual
+from model.kernels import attention, distillation, fp8
 from model.kernels.distillation import Head, Weights, vocabulary_losses
 from model.losses import LossSums, Objective, hidden_cosine, weighted
+from model.wrapped import Packed, Wrapped
 
 TERMS = ("loss", "loss_ce", "loss_mlm", "loss_cos", "loss_mse")
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Packed):
     """A micro-batch on the device; see data.batching.MicroBatch for the meaning of the fields."""
 
-    input_ids: Tensor
-    positions: Tensor
-    cu_seqlens: Tensor
-    max_seqlen: int
     masked_positions: Tensor
     labels: Tensor
     step_tokens: int
@@ -37,45 +32,25 @@ class Batch:
     filler: int = 0
     static: bool = False
 
-    @classmethod
-    def of(cls, micro_batch: object, device: torch.device) -> "Batch":
-        """Tensors of a micro-batch (any object with these fields, as numpy arrays), on the host, ready to be sent."""
-        values = {}
-        for field in fields(cls):
-            value = getattr(micro_batch, field.name)
-            if not isinstance(value, int):
-                tensor = torch.from_numpy(value)
-                value = tensor.pin_memory() if device.type == "cuda" else tensor
-            values[field.name] = value
-        return cls(**values)
-
-    def to(self, device: torch.device) -> "Batch":
-        """On the device."""
-        moved: dict[str, Any] = {
-            k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)
-        }
-        return replace(self, **moved)
-
     def real(self, x_TD: Tensor) -> Tensor:
         """Without the rows of filler."""
         return x_TD[: x_TD.shape[0] - self.filler]
 
 
-class Distiller(nn.Module):
-    """Student, with a frozen teacher beside it, under one objective."""
+class Distiller(Wrapped[MaskedLM]):
+    """Student, with a frozen teacher beside it, under the objective of pre-training."""
+
+    terms = TERMS
+    objective: Objective
 
     def __init__(self, student: MaskedLM, teacher: MaskedLM | None, objective: Objective, parts: int = 1) -> None:
         """
         Args:
-            teacher: None for plain masked language modelling. It is put into evaluation mode.
-            parts: ranks x accumulation steps. DeepSpeed averages gradients over them; the loss is a share of the
-                step's mean, to be summed, so it is multiplied by this number.
+            teacher: None for plain masked language modelling.
+            parts: see `Wrapped`.
         """
-        super().__init__()
-        self.student = student
-        self._teacher = [teacher.eval()] if teacher is not None else []  # in a list: not a submodule
+        super().__init__(student, teacher, parts)
         self.objective = objective if teacher is not None else objective.without_teacher()
-        self.parts = parts
         self.compiled, self._warm = False, 0
 
     @torch.no_grad()
@@ -123,30 +98,14 @@ class Distiller(nn.Module):
         eager = self.compiled and not static
         return torch.compiler.set_stance("force_eager") if eager else contextlib.nullcontext()
 
-    def kernels(self) -> str:
-        """What computes: one line."""
-        weight, config = self.student.embeddings.word.weight, self.student.config
-        forms = {"attention": attention.form(weight.device, weight.dtype, config.attention_dropout > 0)}
-        if self.teacher:
-            forms["teacher's"] = attention.form(weight.device, self.teacher.embeddings.word.weight.dtype, False)
-        forms["residual norm"] = residual.form(weight.device, weight.dtype)
-        forms["vocabulary losses"] = distillation.form(weight.device, weight.dtype)
-        return ", ".join(f"{name} {form}" for name, form in forms.items())
+    def _forms(self) -> dict[str, str]:
+        weight = self.student.embeddings.word.weight
+        return super()._forms() | {"vocabulary losses": distillation.form(weight.device, weight.dtype)}
 
     @property
     def _dense(self) -> bool:
         """Whether every token is a row of the losses over the vocabulary; else those alone that are predicted."""
         return self.objective.alpha_ce + self.objective.alpha_mse > 0 and not self.objective.restrict_ce_to_mask
-
-    @property
-    def teacher(self) -> MaskedLM | None:
-        """The teacher, in evaluation mode; it runs without gradients."""
-        return self._teacher[0] if self._teacher else None
-
-    @property
-    def active_terms(self) -> tuple[str, ...]:
-        """Those of TERMS that the objective does not leave out."""
-        return ("loss", *(name for name in TERMS[1:] if getattr(self.objective, name.replace("loss", "alpha"))))
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of a micro-batch.
@@ -165,10 +124,8 @@ class Distiller(nn.Module):
         with self._compiled_only(batch.static):
             loss, values_5, cos = self._losses(batch, weights)
         loss = loss + objective.alpha_cos * cos / tokens
-        loss = loss * (loss.detach() * 0 + 1)  # a loss that is not finite has no finite gradient, and is skipped
         ce, mlm, mse, *_ = values_5.float()
-        means = LossSums(ce, mlm, cos.detach(), mse).means(objective, tokens, masked)
-        return loss * self.parts, torch.cat([loss.detach()[None], means])
+        return self._result(loss, LossSums(ce, mlm, cos.detach(), mse).means(objective, tokens, masked))
 
     def _losses(self, batch: Batch, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
         """Weighted loss and values of `vocabulary_losses`, and the sum of the cosine losses."""
@@ -206,19 +163,14 @@ class Distiller(nn.Module):
         choice is the label, and where it is the teacher's first choice. All are plain sums, so those of several ranks
         add up.
         """
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
         total = torch.zeros(8, dtype=torch.float64, device=next(self.parameters()).device)
-        try:
+        with self._evaluating():
             for batch in batches:
                 with self._compiled_only(False):
                     values_5, cos = self._losses(batch, Weights(1.0, temperature=self.objective.temperature))[1:]
                 ce, mlm, mse, correct, agree = values_5
                 sizes = [total.new_full((), x.numel()) for x in (batch.real(batch.input_ids), batch.labels)]
                 total += torch.stack([*sizes, ce, mlm, cos.double(), mse, correct, agree])
-        finally:
-            for module, training in modes:  # one by one: parts may stand in other modes than the whole
-                module.training = training
         return total
 
 

@@ -20,12 +20,13 @@ from launch import checkpoint, commit, restore
 from launch.args import flag, parse, positional
 from launch.errors import CheckpointError, ConfigError, run
 from launch.log import LOG, read_log
-from launch.run_folder import MODEL, TOKENIZER, RunFolder
-from model import hf
+from launch.run_folder import HEAD, MODEL, TOKENIZER, RunFolder
+from model import heads
 from model.config import BertConfig
+from model.heads import TaskHead, TaskModel
 from model.pretrained import DilBertForMaskedLM
+from model.verify import verify
 
-TOLERANCE = 1e-4  # of the logits' largest absolute value, fp32
 PREFIX = "student."  # of the student's parameters in the module that DeepSpeed wraps
 
 
@@ -61,45 +62,20 @@ def student_weights(source: checkpoint.Checkpoint) -> dict[str, Tensor]:
     return {name.removeprefix(PREFIX): value for name, value in restore.fp32_weights(source).items()}
 
 
-def load_student(config: BertConfig, source: checkpoint.Checkpoint) -> DilBertForMaskedLM:
-    """The model of a checkpoint.
+def load_student(record: dict[str, Any], source: checkpoint.Checkpoint) -> DilBertForMaskedLM | TaskModel:
+    """The model of a checkpoint, with the head that the run's record tells of.
 
     Raises:
         CheckpointError: it holds other parameters than the architecture has.
     """
-    model = DilBertForMaskedLM(config)
+    config, head = BertConfig.from_dict(record[MODEL]), record.get(HEAD)
+    model: DilBertForMaskedLM | TaskModel
+    model = heads.build(config, TaskHead.from_dict(head)) if head else DilBertForMaskedLM(config)
     try:
         model.load_state_dict(student_weights(source))
     except RuntimeError as error:
         raise CheckpointError(f"{source.path}: not the weights of this architecture: {error}") from error
     return model.eval()
-
-
-@torch.no_grad()
-def verify(folder: Path, model: DilBertForMaskedLM) -> float:
-    """Load the folder by stock `transformers` and compare logits on a padded batch.
-
-    Returns:
-        the largest difference, relative to the largest logit.
-
-    Raises:
-        CheckpointError: weights missing or left over, or other logits.
-    """
-    theirs, info = transformers.AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
-    problems = {key: sorted(map(str, value)) for key, value in info.items() if value}
-    if problems:
-        raise CheckpointError(f"{folder}: `transformers` reports {problems}")
-    config = model.config
-    generator = torch.Generator().manual_seed(0)
-    length = min(64, config.max_position_embeddings)
-    ids = torch.randint(config.vocab_size, (4, length), generator=generator)
-    mask = (torch.arange(length) < torch.tensor([[length], [length // 2], [3], [1]])).long()
-    expected = model(ids, mask).logits[mask.bool()]
-    found = theirs.eval()(input_ids=ids, attention_mask=mask).logits[mask.bool()]
-    difference = float((found - expected).abs().max() / expected.abs().max())
-    if not difference <= TOLERANCE:
-        raise CheckpointError(f"{folder}: logits by `transformers` differ by {difference:.2e} of their largest value")
-    return difference
 
 
 def check_tokenizer(folder: Path, config: BertConfig) -> None:
@@ -118,7 +94,8 @@ def model_card(folder: RunFolder, record: dict[str, Any], source: checkpoint.Che
     flags, environment = record["flags"], folder.read("environment.json")
     figures = last_figures(folder.path / LOG, source.step)
     teacher = flags.get("teacher")
-    data = ", ".join(f"`{Path(name).name}`" for name in flags["data"])
+    names = flags["data"] if isinstance(flags["data"], list) else [flags["data"] or flags["task"]]
+    data = ", ".join(f"`{Path(name).name}`" for name in names)
     how = f"distilled from `{Path(teacher).name if Path(teacher).is_dir() else teacher}`" if teacher else "pre-trained"
     rows = {
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
@@ -155,9 +132,9 @@ def export(run_path: Path, output: Path, name: str | None = None) -> float:
     if record is None:
         raise ConfigError(f"{run_path}: no run (it has no config.json)")
     source = choose(folder, name)
-    model = load_student(BertConfig.from_dict(record[MODEL]), source)
+    model = load_student(record, source)
     with commit.folder(output) as partial:
-        hf.write_folder(partial, model, model.config)
+        model.save_pretrained(partial)
         if (folder.path / TOKENIZER).is_dir():
             shutil.copytree(folder.path / TOKENIZER, partial, dirs_exist_ok=True)
             check_tokenizer(partial, model.config)

@@ -4,9 +4,10 @@ import hashlib
 import json
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -40,6 +41,9 @@ _BERT = {
     "head.transform": ("cls.predictions.transform.dense",),
     "head.norm": ("cls.predictions.transform.LayerNorm",),
     "head": ("cls.predictions",),
+    "pooler": ("bert.pooler.dense",),
+    "classifier": ("classifier",),
+    "qa_outputs": ("qa_outputs",),
 }
 _DISTILBERT = {
     "embeddings.word": ("distilbert.embeddings.word_embeddings",),
@@ -54,8 +58,14 @@ _DISTILBERT = {
     "head.transform": ("vocab_transform",),
     "head.norm": ("vocab_layer_norm",),
     "head": ("vocab_projector",),
+    "pooler": ("pre_classifier",),
+    "classifier": ("classifier",),
+    "qa_outputs": ("qa_outputs",),
 }
 _TABLES = {"bert": _BERT, "distilbert": _DISTILBERT}
+
+# What only pre-training uses: any BERT may have it, and a task does not miss it.
+_PRE_TRAINING = ("cls.", "vocab_", "bert.pooler.")
 
 # Copies of other weights. They are dropped on reading, once seen to be equal, and not written.
 _TIED = {
@@ -71,6 +81,11 @@ class Report:
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+
+    @property
+    def of_other_tasks(self) -> tuple[str, ...]:
+        """Those of `unexpected` that are not merely left over from pre-training."""
+        return tuple(name for name in self.unexpected if not name.startswith(_PRE_TRAINING))
 
 
 def names_of(parameter: str, model_type: str) -> tuple[str, ...]:
@@ -107,6 +122,12 @@ def load_state(module: nn.Module, config: BertConfig, state: Mapping[str, Tensor
     return Report(tuple(missing), tuple(sorted(set(state) - used)))
 
 
+def refuse_missing(names: Sequence[str], origin: str) -> None:
+    """Raise CheckpointError if parameters are missing in a file."""
+    if names:
+        raise CheckpointError(f"{origin}: {len(names)} weights are missing: {', '.join(names)}")
+
+
 def dump_state(module: nn.Module, config: BertConfig) -> dict[str, Tensor]:
     """The module's parameters under Hugging Face's names: contiguous tensors in fp32, on the CPU, nothing twice."""
     state: dict[str, Tensor] = {}
@@ -133,10 +154,14 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     return state
 
 
-def write_folder(folder: Path, module: nn.Module, config: BertConfig) -> None:
-    """`model.safetensors` and `config.json`, as stock `transformers` reads them."""
+def write_folder(folder: Path, module: nn.Module, config: BertConfig, **more: Any) -> None:
+    """`model.safetensors` and `config.json`, as stock `transformers` reads them.
+
+    Args:
+        more: keys of `config.json` beside the config's, or instead of them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    config.write(folder)
+    config.write(folder, **more)
     weights = folder / "model.safetensors"
     safetensors.torch.save_file(dump_state(module, config), weights, metadata={"format": "pt"})
     shutil.copymode(folder / "config.json", weights)  # safetensors writes files that only their owner can read

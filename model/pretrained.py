@@ -4,20 +4,17 @@
     outputs = model(input_ids, attention_mask)      # padded [batch, length]
     outputs[0]                                       # last hidden states [batch, length, hidden]
 
-Any BERT or DistilBERT folder or hub name loads, as its `config.json` says. B sequences, L their padded length, T real
-tokens, D hidden size, V vocabulary.
+Any BERT or DistilBERT folder or hub name loads, as its `config.json` says.
 """
 
 import logging
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
-from launch.errors import CheckpointError
 from model import hf
 from model.bert import Encoder, MaskedLM
 from model.config import BertConfig
@@ -26,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Pretrained(Encoder):
-    """Reading and writing of model folders, and the padded call."""
+    """Reading and writing of model folders."""
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> Self:
@@ -41,8 +38,7 @@ class _Pretrained(Encoder):
         folder = hf.fetch(str(name))
         model = cls(BertConfig.read(folder))
         report = hf.load_state(model, model.config, hf.read_folder(folder), str(name))
-        if report.missing:
-            raise CheckpointError(f"{name}: {len(report.missing)} weights are missing: {', '.join(report.missing)}")
+        hf.refuse_missing(report.missing, str(name))
         if report.unexpected:
             logger.warning("%s: not used: %s", name, ", ".join(report.unexpected))
         return model.eval()
@@ -55,38 +51,6 @@ class _Pretrained(Encoder):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors`; stock `transformers` loads them."""
         hf.write_folder(Path(folder), self, self.config)
-
-    def encode_padded(self, input_ids_BL: Tensor, mask_BL: Tensor | None, token_types_BL: Tensor | None) -> Tensor:
-        """Last hidden states of padded sequences: BLD, 0 where the mask is 0. A token's position is its column."""
-        B, L = input_ids_BL.shape
-        if L > self.config.max_position_embeddings:
-            limit = self.config.max_position_embeddings
-            raise ValueError(f"sequences of {L} tokens; this model has {limit} positions (truncate when tokenizing)")
-        real_BL = torch.ones_like(input_ids_BL, dtype=torch.bool) if mask_BL is None else mask_BL.bool()
-        slots_T = real_BL.flatten().nonzero().squeeze(1)
-        lengths = real_BL.sum(1)
-        lengths = lengths[lengths > 0]  # a row of nothing but padding is no sequence
-        hidden_BLD = torch.zeros(B * L, self.config.hidden_size, dtype=self.dtype, device=input_ids_BL.device)
-        if slots_T.numel():
-            hidden_TD = self.encode(
-                input_ids_BL.flatten()[slots_T],
-                slots_T % L,
-                F.pad(lengths.cumsum(0), (1, 0)).int(),
-                int(lengths.max()),
-                None if token_types_BL is None else token_types_BL.flatten()[slots_T],
-            )
-            hidden_BLD = hidden_BLD.index_copy(0, slots_T, hidden_TD)
-        return hidden_BLD.view(B, L, -1)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.embeddings.word.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return self.embeddings.word.weight.dtype
 
 
 class DilBertModel(_Pretrained):

@@ -13,7 +13,9 @@ from ranks import run_ranks, train
 
 from launch import checkpoint
 from launch.errors import CheckpointError, ConfigError
-from model import export
+from launch.run_folder import HEAD, MODEL, TOKENIZER, RunFolder
+from model import export, heads
+from model.heads import TaskHead
 from model.pretrained import DilBertForMaskedLM
 
 transformers.utils.logging.disable_progress_bar()
@@ -139,3 +141,150 @@ def test_command_line(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["export", str(runs["stage1"]), "--output", str(tmp_path / "out")])
     export.main()
     assert "logits agree" in capsys.readouterr().out
+
+
+# Fine-tuned runs.
+
+HEADS = {
+    "classification": TaskHead("classification", ("ham", "spam", "eggs")),
+    "regression": TaskHead("regression"),
+    "span": TaskHead("span"),
+}
+TUNED = [(family, kind) for family in ("teacher", "student") for kind in HEADS]
+
+
+def tune(folder: Path) -> None:
+    """A job that fine-tunes a BERT and a student on each kind of task, the student under that BERT, as the ranks of a
+    script would: a few steps, a checkpoint, and the record of the run."""
+    from tiny_models import pack, sequences
+
+    from launch import distributed, ds_config
+    from launch.run_folder import environment
+    from model.distiller import parameter_groups
+    from model.finetuner import FineTuner, TaskInputs, TaskObjective
+
+    world = distributed.start(None)
+    raw = ds_config.load(folder / "tune.json", "cpu")
+    config = ds_config.resolve(raw, world.ranks, 4, 1)
+    packed = pack(sequences([9, 5, 12, 7], vocabulary=30, seed=world.rank))
+    inputs = {name.removesuffix("_T"): value for name, value in packed.items()}
+    labels = {
+        "classification": torch.tensor([0, 1, 2, 1]),
+        "regression": torch.tensor([0.5, -1.0, 2.0, 0.0]),
+        "span": torch.tensor([[0, 0], [1, 3], [4, 11], [2, 2]]),
+    }
+    for family, kind in TUNED:
+        torch.manual_seed(0)
+        student = heads.load(folder / family, HEADS[kind].kind, HEADS[kind].labels).train()
+        teacher = heads.load(folder / "teacher", HEADS[kind].kind, HEADS[kind].labels) if family == "student" else None
+        tuner = FineTuner(student, teacher, TaskObjective(), parts=2)
+        engine = distributed.initialise(tuner, parameter_groups(tuner), config)
+        types = (packed["positions_T"] > 3).long()
+        batch = TaskInputs(**inputs, token_types=types, labels=labels[kind], step_examples=8)
+        for _ in range(4):  # the rate of the first two is 0
+            loss, _ = engine(batch)
+            engine.backward(loss)
+            engine.step()
+        run = RunFolder(folder / f"{family}-{kind}")
+        checkpoint.save(engine, run.checkpoints)
+        if world.is_main:
+            record = {"flags": {"data": None, "task": kind, "teacher": None}, "fingerprint": "f"}
+            record |= {MODEL: student.config.to_dict(), HEAD: student.task.to_dict()}
+            run.begin(config=record, environment=environment(world))
+            shutil.copytree(folder / "tokenizer", run.path / TOKENIZER)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory) -> Path:
+    """Runs by the names `student-span`, `teacher-regression` ..."""
+    folder = tmp_path_factory.mktemp("tuned")
+    make_models(folder)
+    config_file(folder / "tune.json", micro=4, batch=8)
+    run_ranks(2, tune, folder)
+    return folder
+
+
+@pytest.mark.parametrize(("family", "kind"), TUNED)
+def test_stock_transformers_loads_a_fine_tuned_run(family, kind, tuned, tmp_path):
+    """The class, the trained weights and the labels' names; with token types where there are any."""
+    run, output = tuned / f"{family}-{kind}", tmp_path / "out"
+    assert export.export(run, output) < 1e-5
+    suffix = "QuestionAnswering" if kind == "span" else "SequenceClassification"
+    auto = getattr(transformers, f"AutoModelFor{suffix}")
+    model, info = auto.from_pretrained(output, output_loading_info=True)
+    assert type(model).__name__ == {"teacher": "Bert", "student": "DistilBert"}[family] + f"For{suffix}"
+    assert not any(info.values()), info
+    if kind == "classification":
+        assert model.config.id2label == {0: "ham", 1: "spam", 2: "eggs"}
+    exported = heads.load(output, HEADS[kind].kind, HEADS[kind].labels, known=True)
+    weights = export.student_weights(checkpoint.newest(run / "checkpoints"))
+    assert weights.keys() == exported.state_dict().keys()
+    assert all(torch.equal(value, weights[name]) for name, value in exported.state_dict().items())
+    start = heads.load(tuned / family, HEADS[kind].kind, HEADS[kind].labels)
+    assert not torch.equal(start.layers[0].qkv.weight, exported.layers[0].qkv.weight)  # it was trained
+    assert (output / "README.md").exists()
+
+
+@pytest.mark.parametrize("family", ["teacher", "student"])
+def test_the_pipeline_names_labels(family, tuned, tmp_path):
+    for kind in ("classification", "regression"):
+        export.export(tuned / f"{family}-{kind}", tmp_path / kind)
+    texts = ["the cat is in the house", "walking to a tree ."]
+    model = heads.load(tmp_path / "classification", "classification", HEADS["classification"].labels, known=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "classification")
+    with torch.no_grad():
+        expected = [model(**tokenizer(text, return_tensors="pt")).logits[0].softmax(-1) for text in texts]
+    found = transformers.pipeline("text-classification", model=str(tmp_path / "classification"))(texts, top_k=None)
+    for answers, probabilities in zip(found, expected, strict=True):
+        scores = {answer["label"]: answer["score"] for answer in answers}
+        wanted = dict(zip(HEADS["classification"].labels, probabilities.tolist(), strict=True))
+        assert scores == pytest.approx(wanted, abs=1e-5)
+    # A number comes out as it is: no sigmoid.
+    model = heads.load(tmp_path / "regression", "regression", known=True)
+    (answer,) = transformers.pipeline("text-classification", model=str(tmp_path / "regression"))(texts[0])
+    with torch.no_grad():
+        number = float(model(**tokenizer(texts[0], return_tensors="pt")).logits)
+    assert answer["score"] == pytest.approx(number, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["teacher", "student"])
+def test_a_question_is_answered(family, tuned, tmp_path):
+    """`transformers` 5 has no pipeline for it: tokenizer and model as they are, pair and token types included."""
+    export.export(tuned / f"{family}-span", tmp_path / "out")
+    theirs = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    batch = tokenizer("the cat", "it is in the house with the dog .", return_tensors="pt")
+    mine = heads.load(tmp_path / "out", "span", known=True)
+    names = set(batch) - ({"token_type_ids"} if family == "student" else set())
+    with torch.no_grad():
+        expected, found = theirs(**{name: batch[name] for name in names}), mine(**batch)
+    for name in ("start_logits", "end_logits"):
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
+
+
+def test_a_head_that_the_checkpoint_does_not_have(tuned, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tuned / "student-classification", run)
+    record = json.loads((run / "config.json").read_text())
+    for head in ({"kind": "classification", "labels": ["a", "b"]}, {"kind": "span", "labels": []}, None):
+        (run / "config.json").write_text(json.dumps(record | {HEAD: head}))
+        with pytest.raises(CheckpointError, match="not the weights of this architecture"):
+            export.export(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["teacher-classification", "student-regression", "teacher-span"])
+def test_a_fine_tuned_folder_that_does_not_pass_is_not_left(name, tuned, tmp_path, monkeypatch):
+    from model import hf
+
+    honest = hf.dump_state
+
+    def changed(module, config):
+        """The head's last layer is not what it was."""
+        state = honest(module, config)
+        return state | {key: value * 1.01 for key, value in state.items() if key.startswith(("classifier", "qa_"))}
+
+    monkeypatch.setattr(hf, "dump_state", changed)
+    with pytest.raises(CheckpointError, match="differ"):
+        export.export(tuned / name, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -79,6 +79,31 @@ def test_names_by_hand() -> None:
         "distilbert.transformer.layer.0.output_layer_norm.weight",
     )
     assert hf.names_of("head.bias", "bert") == ("cls.predictions.bias",)
+    assert hf.names_of("pooler.weight", "bert") == ("bert.pooler.dense.weight",)
+    assert hf.names_of("pooler.bias", "distilbert") == ("pre_classifier.bias",)
+    for family in ("bert", "distilbert"):
+        assert hf.names_of("classifier.weight", family) == ("classifier.weight",)
+        assert hf.names_of("qa_outputs.bias", family) == ("qa_outputs.bias",)
+
+
+@pytest.mark.parametrize(
+    ("make", "cls", "expected"),
+    [
+        (bert, transformers.BertForPreTraining, ()),
+        (distilbert, transformers.DistilBertForMaskedLM, ()),
+        (bert, transformers.BertForTokenClassification, ("classifier.bias", "classifier.weight")),
+        (distilbert, transformers.DistilBertForSequenceClassification,
+         ("classifier.bias", "classifier.weight", "pre_classifier.bias", "pre_classifier.weight")),
+        (distilbert, transformers.DistilBertForQuestionAnswering, ("qa_outputs.bias", "qa_outputs.weight")),
+    ],
+)  # fmt: skip
+def test_what_an_encoder_leaves_of_other_tasks(make: Any, cls: type, expected: tuple[str, ...]) -> None:
+    """What pre-training alone uses is nobody's loss."""
+    theirs = make(cls=cls)
+    mine = DilBertModel(config_of(theirs))
+    report = hf.load_state(mine, mine.config, theirs.state_dict(), "x")
+    assert not report.missing
+    assert report.of_other_tasks == expected
 
 
 def test_what_is_written(tmp_path: Path) -> None:

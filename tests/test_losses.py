@@ -12,10 +12,13 @@ from launch.errors import ConfigError
 from model.losses import (
     LossSums,
     Objective,
+    TaskObjective,
+    cross_entropy,
     hidden_cosine,
     logit_mse,
-    mlm_cross_entropy,
     soft_target_kl,
+    span_cross_entropy,
+    span_kl,
     weighted,
 )
 
@@ -54,10 +57,10 @@ def test_soft_target_kl_gradient_by_hand() -> None:
     torch.testing.assert_close(student.grad, torch.tensor([[-0.5, 0.5]]))
 
 
-def test_mlm_cross_entropy_by_hand() -> None:
+def test_cross_entropy_by_hand() -> None:
     """softmax(0, ln 3) = (1/4, 3/4): -ln(1/4) = 1.3862944 and -ln(3/4) = 0.2876821, in sum 1.6739764."""
     logits = torch.tensor([[0.0, LN3], [0.0, LN3]])
-    torch.testing.assert_close(mlm_cross_entropy(logits, torch.tensor([0, 1])), scalar(1.6739764))
+    torch.testing.assert_close(cross_entropy(logits, torch.tensor([0, 1])), scalar(1.6739764))
 
 
 def test_hidden_cosine_by_hand() -> None:
@@ -82,7 +85,7 @@ def test_16_bit_is_computed_in_fp32(dtype: torch.dtype) -> None:
     labels = torch.arange(6)
     for found, expected in (
         (soft_target_kl(student, teacher, 2.0), soft_target_kl(student.float(), teacher.float(), 2.0)),
-        (mlm_cross_entropy(student, labels), mlm_cross_entropy(student.float(), labels)),
+        (cross_entropy(student, labels), cross_entropy(student.float(), labels)),
         (hidden_cosine(student, teacher), hidden_cosine(student.float(), teacher.float())),
         (logit_mse(student, teacher), logit_mse(student.float(), teacher.float())),
     ):
@@ -95,7 +98,7 @@ def test_16_bit_is_computed_in_fp32(dtype: torch.dtype) -> None:
     "loss",
     [
         lambda student, teacher: soft_target_kl(student, teacher, 2.0),
-        lambda student, _: mlm_cross_entropy(student, torch.tensor([0, 4, 2])),
+        lambda student, _: cross_entropy(student, torch.tensor([0, 4, 2])),
         hidden_cosine,
         logit_mse,
     ],
@@ -112,7 +115,7 @@ def test_gradients_are_derivatives(loss: Callable[[Tensor, Tensor], Tensor]) -> 
 def test_large_logits_stay_finite() -> None:
     student, teacher = torch.tensor([[6e4, -6e4]]).half(), torch.tensor([[-6e4, 6e4]]).half()
     torch.testing.assert_close(soft_target_kl(student, teacher, 2.0), scalar(2.4e5), rtol=1e-3, atol=0)
-    assert mlm_cross_entropy(student, torch.tensor([1])).isfinite()
+    assert cross_entropy(student, torch.tensor([1])).isfinite()
 
 
 def test_no_rows() -> None:
@@ -120,7 +123,7 @@ def test_no_rows() -> None:
     logits = torch.zeros(0, 7, requires_grad=True)
     labels = torch.zeros(0, dtype=torch.long)
     hidden = torch.zeros(0, 3, requires_grad=True)
-    total = mlm_cross_entropy(logits, labels) + soft_target_kl(logits, logits, 2.0) + logit_mse(logits, logits)
+    total = cross_entropy(logits, labels) + soft_target_kl(logits, logits, 2.0) + logit_mse(logits, logits)
     total = total + hidden_cosine(hidden, hidden)
     assert float(total.detach()) == 0.0
     total.backward()
@@ -175,9 +178,77 @@ def test_without_teacher() -> None:
         ({"temperature": 0.0}, "--temperature 0.0: must be positive"),
         ({"temperature": math.nan}, "--temperature nan"),
         ({"alpha_mlm": math.nan}, "--alpha-mlm nan"),
-        ({"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0}, "all four weights are 0"),
+        ({"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0}, "all weights are 0"),
     ],
 )
 def test_impossible_objectives(values: dict[str, float], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Objective(**values)
+
+
+# On a task.
+
+# Sequences of two, one and three tokens; columns: start, end.
+SPANS = torch.tensor([[0.0, LN3], [LN3, 0.0], [5.0, -5.0], [LN2, 0.0], [0.0, 0.0], [0.0, 0.0]])
+ENDS = torch.tensor([0, 2, 3, 6], dtype=torch.int32)
+
+
+def test_span_cross_entropy_by_hand() -> None:
+    """First sequence: start (1/4, 3/4), end (3/4, 1/4); second: 1 and 1, whatever its logits; third: start
+    (1/2, 1/4, 1/4), end (1/3, 1/3, 1/3).
+
+    Labels (1, 0): -ln(3/4) twice, their mean 0.2876821; (0, 0): 0; (0, 2): the mean of ln 2 and ln 3, 0.8958797.
+    """
+    labels = torch.tensor([[1, 0], [0, 0], [0, 2]])
+    torch.testing.assert_close(span_cross_entropy(SPANS, labels, ENDS, 3), scalar(0.2876821 + 0.8958797))
+    labels[0] = 0  # no answer: [CLS]; start -ln(1/4), end -ln(3/4)
+    expected = (1.3862944 + 0.2876821) / 2 + 0.8958797
+    torch.testing.assert_close(span_cross_entropy(SPANS, labels, ENDS, 3), scalar(expected))
+    torch.testing.assert_close(span_cross_entropy(SPANS, labels, ENDS, 7), scalar(expected))
+
+
+def test_span_kl_by_hand() -> None:
+    """T = 2, one sequence of two tokens: start as in the first row of the test of soft_target_kl, end as in the second:
+    half of 0.5232481 and half of 0.5753641; a sequence of one token has nothing to tell."""
+    student = torch.tensor([[0.0, 2 * LN3], [0.0, 0.0], [3.0, 1.0]])
+    teacher = torch.tensor([[2 * LN3, 0.0], [0.0, 0.0], [-8.0, 9.0]])
+    found = span_kl(student, teacher, 2.0, torch.tensor([0, 2, 3], dtype=torch.int32), 2)
+    torch.testing.assert_close(found, scalar((0.5232481 + 0.5753641) / 2), rtol=0, atol=1e-6)
+
+
+def test_neighbours_of_a_sequence_do_not_count() -> None:
+    """Not their values, nor their gradients."""
+    logits = SPANS.clone().requires_grad_()
+    wild = SPANS.clone()
+    wild[2] = torch.tensor([1e4, -1e4])
+    labels = torch.tensor([[1, 0], [0, 0], [0, 2]])
+    assert torch.equal(span_cross_entropy(wild, labels, ENDS, 3), span_cross_entropy(SPANS, labels, ENDS, 3))
+    span_cross_entropy(logits, labels, ENDS, 3).backward()
+    assert logits.grad is not None
+    # softmax minus one where the label is, halved; the second sequence has only its own token to choose.
+    torch.testing.assert_close(logits.grad[:2], torch.tensor([[0.125, -0.125], [-0.125, 0.125]]))
+    assert not logits.grad[2].any()
+    assert span_kl(wild, SPANS, 2.0, ENDS, 3) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_spans_in_16_bit_are_computed_in_fp32(dtype: torch.dtype) -> None:
+    labels, low, other = torch.tensor([[1, 0], [0, 0], [0, 2]]), SPANS.to(dtype), (SPANS * 3 + 1).flip(0).to(dtype)
+    assert torch.equal(span_cross_entropy(low, labels, ENDS, 3), span_cross_entropy(low.float(), labels, ENDS, 3))
+    assert torch.equal(span_kl(low, other, 3.0, ENDS, 3), span_kl(low.float(), other.float(), 3.0, ENDS, 3))
+
+
+def test_the_objective_on_a_task() -> None:
+    """The original's distillation on SQuAD; without a teacher, the task's own loss."""
+    assert dataclasses.asdict(TaskObjective()) == {"alpha_task": 0.5, "alpha_ce": 0.5, "temperature": 2.0}
+    assert TaskObjective().without_teacher() == TaskObjective(alpha_task=1.0, alpha_ce=0.0)
+    for chosen, words in (({"alpha_task": 1.0}, "--alpha-task 1.0"), ({"temperature": 1.0}, "--temperature 1.0")):
+        with pytest.raises(ConfigError, match=f"{words}.*means nothing without --teacher"):
+            TaskObjective(**chosen).without_teacher()
+    for values, words in (
+        ({"alpha_task": -1.0}, "--alpha-task -1.0: must not be negative"),
+        ({"temperature": 0.0}, "--temperature 0.0: must be positive"),
+        ({"alpha_task": 0.0, "alpha_ce": 0.0}, "all weights are 0"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            TaskObjective(**values)

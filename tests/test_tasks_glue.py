@@ -83,8 +83,7 @@ def test_the_nine_tasks() -> None:
     assert {name: task.splits for name, task in glue.items() if task.splits != ("dev",)} == {
         "mnli": ("matched", "mismatched")
     }
-    assert all(task.name == name and task.settings(SETTINGS).max_length == 128 for name, task in glue.items())
-    assert TASKS["rte"].settings(FeatureSettings(max_length=64)).max_length == 64
+    assert all(task.name == name and task.max_length == 128 for name, task in glue.items())
 
 
 # --- files ---

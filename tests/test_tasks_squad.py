@@ -65,8 +65,7 @@ def reference(tokenizer_folder: Path) -> Any:
 def test_both_versions() -> None:
     for task in (SQUAD, SQUAD_V2):
         assert (task.head, task.labels, task.main, task.splits) == ("span", (), "f1", ("dev",))
-        assert task.settings(SETTINGS).max_length == 384
-        assert task.settings(FeatureSettings(max_length=200)).max_length == 200
+        assert task.max_length == 384
 
 
 # --- files ---
@@ -264,8 +263,8 @@ def test_windows_are_those_of_transformers(tokenizer: Any, reference: Any, max_l
 def test_questions_are_cut(tokenizer: Any) -> None:
     """Within a word, too: the tokens that stay are those that it began with."""
     for text, expected in {
-        "the cat running to it is": ["the", "cat", "run", "##ing"],
-        "the of cat running to": ["the", "of", "cat", "run"],
+        "the cat walking to it is": ["the", "cat", "walk", "##ing"],
+        "the of cat walking to": ["the", "of", "cat", "walk"],
         "the of cat zebra to": ["the", "of", "cat", "[UNK]"],
         "the of cat to": ["the", "of", "cat", "to"],
         "the of": ["the", "of"],
@@ -511,10 +510,11 @@ def test_decoding_is_that_of_bert(tokenizer: Any, unanswerable: bool) -> None:
     features = SQUAD.features(questions, tokenizer, settings, training=False)
     empty = 0
     for number, one in enumerate(questions):
-        windows = [
-            features.window(i, generator.integers(-6, 6, (features.lengths[i], 2)).astype(np.float32))
-            for i in np.flatnonzero(features.example == number)
-        ]
+        windows = []
+        for i in np.flatnonzero(features.example == number):
+            logits = generator.integers(-6, 6, (features.lengths[i], 2)).astype(np.float32)
+            logits[0] += number % 8
+            windows.append(features.window(i, logits))
         found = decode(one.context, windows, unanswerable, settings)
         try:
             expected = by_loops(one.context, windows, unanswerable, settings)
@@ -555,7 +555,7 @@ def test_predictions_are_written_as_published(tmp_path: Path, tokenizer: Any) ->
 
 
 def test_predictions_of_version_2(tmp_path: Path, tokenizer: Any) -> None:
-    examples = [question(CONTEXT, "the cat", number="a"), question(CONTEXT, number="b")]
+    examples = [question(CONTEXT, "the cat", number="a"), question("dog talked", number="b")]
     features = SQUAD_V2.features(examples, tokenizer, SETTINGS, training=False)
     outputs = certain(features)
     SQUAD_V2.write_predictions(tmp_path / "p.json", examples, features, outputs, SETTINGS)

@@ -289,8 +289,10 @@ def test_configurations_train(path, models, dataset_folder, tmp_path):
 
     before = DilBertForMaskedLM.from_pretrained(models[1]).state_dict()["layers.0.qkv.weight"]
     after = restore.fp32_weights(checkpoint.newest(tmp_path / "run" / "checkpoints"))["student.layers.0.qkv.weight"]
-    moved = float((before - after).detach().abs().max())
-    assert 1e-4 < moved < 12 * max(expected), "a step of AdamW moves a weight by about the rate"
+    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    begun = before.to(next((dtypes[name] for name in dtypes if name in path.stem), torch.float32))
+    moved = float((begun - after).detach().abs().max())
+    assert 2 * max(expected) < moved < 12 * max(expected), "a step of AdamW moves a weight by about the rate"
 
 
 @pytest.mark.parametrize(("precision", "stage"), [("bf16", 1), ("bf16", 2), ("fp16", 1), ("fp16", 2)])

@@ -8,8 +8,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from model import hf, kernels
+from model import heads, hf, kernels
 from model.config import BertConfig
+from model.heads import TaskHead, TaskModel
 from model.pretrained import DilBertForMaskedLM
 
 transformers.utils.logging.disable_progress_bar()
@@ -55,6 +56,14 @@ def ours(theirs: nn.Module) -> DilBertForMaskedLM:
     model.to_empty(device="cpu")
     report = hf.load_state(model, config, theirs.state_dict(), "test")
     assert not report.missing
+    return model.eval()
+
+
+def with_head(theirs: nn.Module, task: TaskHead) -> TaskModel:
+    """The same weights in a model of ours with a task head, in evaluation mode."""
+    config = BertConfig.from_dict(theirs.config.to_dict())
+    model = heads.build(config, task)
+    assert hf.load_state(model, config, theirs.state_dict(), "test") == hf.Report((), ())
     return model.eval()
 
 

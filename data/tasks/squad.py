@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -83,7 +83,8 @@ class Squad(Task[Question, SpanFeatures]):
         training: bool,
     ) -> SpanFeatures:  # fmt: skip
         """See Task, and `data.tasks.windows`."""
-        return windows(examples, tokenizer, self.settings(settings), training, f"tokenizing {self.name}")
+        settings = replace(settings, max_length=settings.max_length or self.max_length)
+        return windows(examples, tokenizer, settings, training, f"tokenizing {self.name}")
 
     def score(
         self, examples: Sequence[Question], features: SpanFeatures, outputs: Sequence[np.ndarray],

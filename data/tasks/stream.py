@@ -29,6 +29,7 @@ class TaskBatch:
         step: number of the step, from 0.
         part: number of the part within the step, from 0 to ranks x accumulation - 1.
         step_examples: inputs of the whole step, over all parts.
+        filler, static: as in `data.batching.MicroBatch`; there is none, and none is.
     """
 
     input_ids: np.ndarray
@@ -40,6 +41,8 @@ class TaskBatch:
     step: int
     part: int
     step_examples: int
+    filler: int = 0
+    static: bool = False
 
     @property
     def tokens(self) -> int:

@@ -1,6 +1,5 @@
 """What every task has: where its examples come from, what they are as tokens, and what a model's outputs are worth."""
 
-import dataclasses
 import functools
 import math
 from abc import ABC, abstractmethod
@@ -145,10 +144,6 @@ class Task(ABC, Generic[E, F]):
     ) -> dict[str, str]:
         """The text of each file of predictions, in the task's published format, by what its name ends with: "" for the
         main one."""
-
-    def settings(self, settings: FeatureSettings) -> FeatureSettings:
-        """With this task's defaults for what was left open."""
-        return dataclasses.replace(settings, max_length=settings.max_length or self.max_length)
 
     def write_predictions(
         self, path: Path, examples: Sequence[E], features: F, outputs: Sequence[np.ndarray], settings: FeatureSettings

@@ -67,19 +67,21 @@ def title(report: Json) -> str:
 
 def sections(report: Json) -> Iterator[Section]:
     """In their order; what was not measured is named in the last but one."""
-    parts = (
-        ("Tasks", tables.tasks(report), [*_retention(report)]),
-        ("Size", tables.sizes(report), [*_sizes(report)]),
-        ("Speed", tables.speed(report), [*_speed(report)]),
-        ("Held-out masked words", tables.held_out(report), []),
-    )
-    yield from (Section(name, [table], figures) for name, table, figures in parts if table)
-    if table := tables.pretraining(report):
-        yield Section("Pre-training", [table])
-        yield from (Section(f"Run {run['run']}", (), [*_curves(run)], _facts(run)) for run in report["pretraining"])
+    parts = ((tables.tasks, _retention), (tables.sizes, _sizes), (tables.speed, _speed), (tables.held_out, _nothing),
+             (tables.pretraining, _nothing))  # fmt: skip
+    for make, draw in parts:
+        if table := make(report):
+            yield Section(table.title, [table], [*draw(report)])
+    for run in report["pretraining"]:
+        yield Section(f"Run {run['run']}", (), [*_curves(run)], _facts(run))
     if table := tables.finetuning(report):
-        yield Section("Fine-tuning", [table], [*_tuning(report)])
+        yield Section(table.title, [table], [*_tuning(report)])
     yield from (Section(table.title, [table]) for table in (tables.gaps(report), tables.paper()) if table)
+
+
+def _nothing(_: Json) -> Iterator[Figure]:
+    """The table says it."""
+    yield from ()
 
 
 def _series(columns: Iterable[str]) -> dict[str, int]:

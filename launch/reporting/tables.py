@@ -89,8 +89,8 @@ def tasks(report: Json) -> Table | None:
     rows += _average_rows(report, columns, kept)
     note = (
         "In percent; kept: the share of the teacher's score. Figures of several runs are medians, with the number of "
-        f"runs, their lowest and their highest. A mean is kept as the paper's is: the ratio of both means. {BERT}, "
-        f"{DISTILBERT}: as published. {NONE}: not measured, or not published."
+        f"runs in brackets. What is kept of a mean is the ratio of both means, as in the paper. {BERT}, {DISTILBERT}: as "
+        f"published. {NONE}: not measured, or not published."
     )
     return Table("Tasks", head, rows, words=2, note=note) if rows else None
 
@@ -112,15 +112,14 @@ def _task_rows(task: Json, columns: Sequence[str], kept: Sequence[str]) -> Itera
 def _score(score: Json | None, main: str) -> str:
     if score is None:
         return NONE
-    text = percent(score["metrics"][main])
-    spread = f"{percent(score['lowest'])} to {percent(score['highest'])}"
-    return text if score["runs"] == 1 else f"{text} ({score['runs']}: {spread})"
+    runs = f" ({score['runs']})" if score["runs"] > 1 else ""
+    return percent(score["metrics"][main]) + runs
 
 
 def _average_rows(report: Json, columns: Sequence[str], kept: Sequence[str]) -> Iterator[Row]:
     """A row for each set of tasks that some columns share with the teacher."""
     averages = report["average"]
-    for names in dict.fromkeys(tuple(average["tasks"]) for average in averages.values()):
+    for names in dict.fromkeys(tuple(average["tasks"]) for average in averages.values() if len(average["tasks"]) > 1):
         same = {column: average for column, average in averages.items() if tuple(average["tasks"]) == names}
         first = next(iter(same.values()))
         scores = {TEACHER: first["teacher"]} | {column: average["score"] for column, average in same.items()}
@@ -159,9 +158,12 @@ def sizes(report: Json) -> Table | None:
 
 def speed(report: Json) -> Table | None:
     """Latency and throughput."""
+    if not report["speed"]:
+        return None
     roles = [role for role in (TEACHER, STUDENT) if any(role in row for row in report["speed"])]
     rows = []
-    for row in report["speed"]:
+    forms = list(dict.fromkeys(row["form"] for row in report["speed"]))
+    for row in sorted(report["speed"], key=lambda row: forms.index(row["form"])):
         figures = [row.get(role, {}) for role in roles]
         latency = [milliseconds(figure.get("seconds")) for figure in figures]
         rate = [amount(figure.get("tokens_per_second")) for figure in figures]
@@ -177,7 +179,7 @@ def speed(report: Json) -> Table | None:
         f"Published: {seconds[0]:.0f} and {seconds[1]:.0f} s for the development set of STS-B on a CPU, one example "
         f"at a time: {times(seconds[0] / seconds[1])}."
     )
-    return Table("Speed", head, rows, words=2, note=note) if rows else None
+    return Table("Speed", head, rows, words=2, note=note)
 
 
 def _machine(report: Json) -> str:
@@ -296,7 +298,7 @@ def _kept(report: Json) -> Iterator[tuple[str, str]]:
             names, paper = average["tasks"], average["published"]
             of = f"mean of {len(names)} tasks" if len(names) > 1 else task_title(names[0])
             there = f" (published: {percent(paper['retention'])} %)" if paper and paper["tasks"] == names else ""
-            yield f"{percent(average['retention'])} %", f"of the teacher's score kept by the {column}, {of}{there}"
+            yield f"{percent(average['retention'])} %", f"of the teacher's score kept by the {column}: {of}{there}"
 
 
 def _smaller(report: Json) -> Iterator[tuple[str, str]]:

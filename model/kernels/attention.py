@@ -91,19 +91,24 @@ def padded(qkv_T3NH: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float
     q_TNH, k_TNH, v_TNH = qkv_T3NH.unbind(1)
     T, N, H = q_TNH.shape
     S, L = cu_seqlens.numel() - 1, max_seqlen
-    lengths_S = cu_seqlens.diff()
-    sequence_T = torch.repeat_interleave(torch.arange(S, device=q_TNH.device), lengths_S, output_size=T)
-    slot_T = sequence_T * L + torch.arange(T, device=q_TNH.device) - cu_seqlens[sequence_T]
+    slot_T = slots(cu_seqlens, L, T)
 
     def pad(x_TNH: Tensor) -> Tensor:
         x_SLNH = x_TNH.new_zeros(S * L, N, H).index_copy(0, slot_T, x_TNH).view(S, L, N, H)
         return x_SLNH.transpose(1, 2)
 
-    mask_S11L = (torch.arange(L, device=q_TNH.device) < lengths_S[:, None])[:, None, None, :]
+    mask_S11L = (torch.arange(L, device=q_TNH.device) < cu_seqlens.diff()[:, None])[:, None, None, :]
     out_SNLH = F.scaled_dot_product_attention(
         pad(q_TNH), pad(k_TNH), pad(v_TNH), attn_mask=mask_S11L, dropout_p=dropout
     )
     return out_SNLH.transpose(1, 2).reshape(S * L, N, H).index_select(0, slot_T)
+
+
+def slots(cu_seqlens: Tensor, width: int, tokens: int) -> Tensor:
+    """Each token's place in sequences padded to `width`, one after another: [tokens]. Nothing waits for the device."""
+    sequences = torch.arange(cu_seqlens.numel() - 1, device=cu_seqlens.device)
+    sequence_T = torch.repeat_interleave(sequences, cu_seqlens.diff(), output_size=tokens)
+    return sequence_T * width + torch.arange(tokens, device=cu_seqlens.device) - cu_seqlens[sequence_T]
 
 
 _16_BIT = (torch.bfloat16, torch.float16)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from launch import native
 from model import kernels
-from model.losses import logit_mse, mlm_cross_entropy, soft_target_kl
+from model.losses import cross_entropy, logit_mse, soft_target_kl
 
 VALUES = ("ce", "mlm", "mse", "correct", "agree")
 CHUNK = {"cpu": 512, "cuda": 16384}  # rows: on a GPU, each chunk reads and writes the gradient of the word embedding
@@ -87,7 +87,7 @@ def reference(student: Head, teacher: Head | None, labels_R: Tensor, weights: We
         ce = soft_target_kl(logits_s_RV, logits_t_RV, weights.temperature)
         mse = logit_mse(logits_s_RV, logits_t_RV)
         agree = (logits_s_RV.argmax(-1) == logits_t_RV.argmax(-1))[labelled_R].sum()
-    mlm = mlm_cross_entropy(logits_s_RV[labelled_R], labels_R[labelled_R])
+    mlm = cross_entropy(logits_s_RV[labelled_R], labels_R[labelled_R])
     correct = (logits_s_RV.argmax(-1) == labels_R).sum()
     parts = ((weights.ce, ce), (weights.mlm, mlm), (weights.mse, mse))
     weighted = sum((weight * part for weight, part in parts if weight), zero)  # 0 x inf is not 0

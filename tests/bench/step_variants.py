@@ -20,7 +20,7 @@ from model.bert import MaskedLM
 from model.distiller import Batch, Distiller
 from model.kernels import attention, distillation, fp8, residual
 from model.kernels.distillation import Head, Weights
-from model.losses import Objective, mlm_cross_entropy
+from model.losses import Objective, cross_entropy
 from tests.bench import step_models
 from tests.bench.step_data import LONGEST, NO_LABEL, Masked, Padded, dealt, grouped, packed
 from tests.bench.step_models import DTYPES, PAIRS
@@ -238,7 +238,7 @@ def liger_losses(student: Head, teacher: Head, labels_R: Tensor, weights: Weight
     heads = (student.hidden_RD, student.word_VD, teacher.hidden_RD, teacher.word_VD)
     loss = soft(*heads, labels_R.clamp(min=0), student.bias_V, teacher.bias_V)
     places = labels_R.ge(0).nonzero()[:, 0]
-    words = mlm_cross_entropy(F.linear(student.hidden_RD[places], student.word_VD, student.bias_V), labels_R[places])
+    words = cross_entropy(F.linear(student.hidden_RD[places], student.word_VD, student.bias_V), labels_R[places])
     return loss + weights.common * weights.mlm * words, loss.new_zeros(len(distillation.VALUES), dtype=torch.float64)
 
 
