@@ -256,7 +256,7 @@ GROUPS = (Paths, TaskLength, FeatureSettings, TaskObjective, Evaluation, Cadence
 def main() -> None:
     """Command line."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING if distributed.is_main() else logging.ERROR)
-    groups = parse(DESCRIPTION, *GROUPS, example=EXAMPLE, prog="finetune_dilbert.py")
+    groups = parse(DESCRIPTION, *GROUPS, example=EXAMPLE, prog="finetune_dilbert.py", config=True)
     paths, length, features, objective, evaluation, cadence, keep, ends, begin = groups
     if not evaluation.eval_only:
         load_config(paths)  # before the data, which takes longer

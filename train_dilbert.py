@@ -223,7 +223,7 @@ GROUPS = (Paths, Length, Objective, MaskingSettings, OrderSettings, Freezing, Sp
 def main() -> None:
     """Command line."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING if distributed.is_main() else logging.ERROR)
-    paths, *settings = parse(DESCRIPTION, *GROUPS, example=EXAMPLE, prog="train_dilbert.py")
+    paths, *settings = parse(DESCRIPTION, *GROUPS, example=EXAMPLE, prog="train_dilbert.py", config=True)
     with Lock(paths.output) as lock:  # however the run ends, its folder is free again
         train(lock, paths, *settings)
 

@@ -13,12 +13,15 @@ without default is required. Values are checked where the dataclass is construct
 
 import argparse
 import dataclasses
+import json
 import sys
 import types
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+from launch import config_file
 from launch.errors import ConfigError, did_you_mean
 
 REQUIRED = dataclasses.MISSING
@@ -43,6 +46,16 @@ def require(condition: bool, name: str, value: object, rule: str) -> None:
 def option(name: str) -> str:
     """The flag of a field: `max_steps` -> `--max-steps`."""
     return "--" + name.replace("_", "-")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigFile:
+    """Flags from a file."""
+
+    config: Path | None = flag(
+        None, "flags by name, as YAML or JSON, or a run's config.json; what the command line says counts more", "FILE"
+    )
+    print_config: bool = flag(False, "show all flags with their values, as such a file, and end")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -141,15 +154,22 @@ def build(description: str, *groups: type, example: str = "", prog: str | None =
 
 
 def parse(
-    description: str, *groups: type, argv: Sequence[str] | None = None, example: str = "", prog: str | None = None
-) -> tuple[Any, ...]:
+    description: str, *groups: type, argv: Sequence[str] | None = None, example: str = "", prog: str | None = None,
+    config: bool = False,
+) -> tuple[Any, ...]:  # fmt: skip
     """Read the command line into one instance of each dataclass.
+
+    Args:
+        config: flags may come from a file, too: see `ConfigFile`. With `--print-config` the process ends here.
 
     Raises:
         ConfigError: an unknown flag (with the nearest known one), a missing one, or a value that a dataclass refuses.
     """
-    parser = build(description, *groups, example=example, prog=prog)
+    every = (*groups, ConfigFile) if config else groups
+    parser = build(description, *every, example=example, prog=prog)
     words = _canonical(sys.argv[1:] if argv is None else argv)
+    if config and (path := _config_in(words)):
+        words = [*config_file.words(path, words, parser), *words]
     _refuse_missing(parser, words, example)
     if nothing := next((word for word in words if word.startswith("--") and word.endswith("=--")), None):
         parser.error(f"argument '{nothing}': -- is no value")  # argparse would take it for none at all
@@ -161,7 +181,25 @@ def parse(
     for cls in groups:
         taken = {field.name: getattr(values, field.name) for field in dataclasses.fields(cls)}
         instances.append(cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in taken.items()}))
+    if config and values.print_config:
+        print(json.dumps(plain(*instances), indent=2))
+        sys.exit(0)
     return tuple(instances)
+
+
+def plain(*groups: Any) -> dict[str, Any]:
+    """Flags by field name, as JSON holds them."""
+    values = {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
+    return json.loads(json.dumps(values, default=str))
+
+
+def _config_in(words: Sequence[str]) -> Path | None:
+    """The file that a command line names."""
+    for number, word in reversed(list(enumerate(words))):
+        name, equals, value = word.partition("=")
+        if name == "--config" and (equals or number + 1 < len(words)):
+            return Path(value if equals else words[number + 1])
+    return None
 
 
 def _refuse_missing(parser: argparse.ArgumentParser, words: list[str], example: str) -> None:

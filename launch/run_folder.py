@@ -5,7 +5,6 @@ it), `environment.json`, `DONE.json` or `STOPPED.json`. A second start in the sa
 nothing that shapes it has changed.
 """
 
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -19,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from launch import agreement, commit, ds_config, lock
-from launch.args import option
+from launch.args import option, plain
 from launch.distributed import World, by_main
 from launch.errors import CheckpointError, ConfigError
 from launch.stop import STOP
@@ -27,6 +26,8 @@ from launch.stop import STOP
 MODEL = "model"  # key of config.json: the student's architecture, as Hugging Face's config.json
 HEAD = "head"  # kind and labels of a task's head; pre-training has none
 IDENTITY = ("fingerprint", MODEL, HEAD, "teacher")  # the data stream, the student's architecture, the teacher's weights
+# Flags that say how to start, not what to run: a run that is repeated by its config.json does not repeat them.
+OF_A_START = frozenset({"fresh", "allow_change", "local_rank", "stop_at_step", "ranks", "deepspeed"})
 TOKENIZER = "tokenizer"  # folder: the tokenizer's files
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
@@ -109,9 +110,8 @@ class RunFolder:
 
 
 def flags_of(*groups: Any) -> dict[str, Any]:
-    """All flags of a run by field name, as JSON holds them."""
-    values = {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
-    return json.loads(json.dumps(values, default=str))
+    """All flags of a run by field name, as JSON holds them, but for those of a single start."""
+    return {name: value for name, value in plain(*groups).items() if name not in OF_A_START}
 
 
 def refuse_changes(

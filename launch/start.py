@@ -26,7 +26,7 @@ if not torch.cuda.is_available():
 from deepspeed.accelerator import get_accelerator
 from deepspeed.launcher import runner
 
-from launch import deepspeed_env, hostfile, ssh
+from launch import config_file, deepspeed_env, hostfile, ssh
 from launch.errors import ConfigError, run
 from launch.supervise import Supervised
 
@@ -112,13 +112,18 @@ def _for_mpi(args: argparse.Namespace, launcher: str) -> list[str]:
 
 
 def _output(args: argparse.Namespace) -> Path:
-    """The script's `--output`."""
+    """The script's `--output`, or that of its `--config`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--config", type=Path)
     try:
-        output = parser.parse_known_args(args.user_args)[0].output
+        given = parser.parse_known_args(args.user_args)[0]
     except argparse.ArgumentError:
-        output = None
+        given = argparse.Namespace(output=None, config=None)
+    output = given.output
+    if output is None and given.config:
+        named = config_file.read(given.config).get("output")
+        output = Path(named) if isinstance(named, str) else None
     if output is None:
         raise ConfigError(
             f"{args.user_script}: --output is missing: the run folder, whose DONE.json tells how it ended"

@@ -9,7 +9,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("model", "data", "launch")
-LEAVES = {"launch.args", "launch.errors", "launch.commit", "launch.hub", "launch.native", "launch.progress"}
+LEAVES = {
+    "launch.args",
+    "launch.config_file",
+    "launch.errors",
+    "launch.commit",
+    "launch.hub",
+    "launch.native",
+    "launch.progress",
+}
 # Entry points that compose: they may join rooms, and no room may import them.
 COMPOSERS = {"model.export", "launch.evaluate", "launch.showcase", "launch.plan", "launch.tasks", "launch.report"}
 

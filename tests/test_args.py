@@ -1,5 +1,6 @@
 """Flags from frozen dataclasses."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -140,3 +141,66 @@ def test_positional():
     assert parse("", Place, argv=["there"])[0].path == Path("there")
     with pytest.raises(ConfigError, match="PATH"):
         parse("", Place, argv=[])
+
+
+# --- flags from a file ---
+
+
+def configured(tmp_path: Path, text: str, *words: str, suffix: str = ".yaml") -> Example:
+    path = tmp_path / f"flags{suffix}"
+    path.write_text(text)
+    argv = (f"--config={path}", *words)
+    return parse("A program.", Example, argv=argv, prog="program", config=True)[0]
+
+
+def test_flags_from_a_file(tmp_path):
+    text = "name: x\ncount-of: 7\nlayers: [4, 5]\nmode: b\nfast: false\nshare: 1e-3\nfolder:\n"
+    expected = Example("x", count_of=7, share=0.001, layers=(4, 5), mode="b", fast=False)
+    assert configured(tmp_path, text) == expected
+    body = json.dumps({"flags": {"name": "x", "count_of": 7, "layers": 4}, "more": {"of": "a run"}})
+    assert configured(tmp_path, body, suffix=".json") == Example("x", count_of=7, layers=(4,))
+    assert configured(tmp_path, "name: --odd=1") == Example("--odd=1")
+
+
+def test_the_command_line_counts_more(tmp_path):
+    text = "name: x\nlayers: [4, 5]\nfast: false\ncount_of: 7"
+    found = configured(tmp_path, text, "--layers", "1", "--fast", "--count-of=9")
+    assert found == Example("x", count_of=9, layers=(1,), fast=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("count_off: 3", "unknown flag 'count_off'; did you mean 'count-of'?"),
+        ("config: other.yaml", "unknown flag 'config'"),
+        ("help: true", "unknown flag 'help'"),
+        ("- a\n- b", "must hold flags by name"),
+        ("", "must hold flags by name"),
+        ("a: [1", "is no YAML: "),
+        ("name: x\ncount_of: many", "--count-of: invalid int value: 'many'"),
+        ("name: x\ncount_of: -1", "--count-of -1: must be positive"),
+        ("name: x\nfast: 1", "fast 1: must be true or false"),
+        ("name: {a: 1}", "name {'a': 1}: must be a word or a number"),
+        ("name: x\nlayers: [[1]]", "layers [1]: must be a word or a number"),
+        ("!!python/object/apply:os.system [echo]", "is no YAML"),
+        ("share: 0.5", "required, but missing:\n  --name"),
+    ],
+)
+def test_files_that_are_refused(text: str, message: str, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        configured(tmp_path, text)
+    assert message in str(error.value)
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(ConfigError, match="no-file.json: can't be read"):
+        parse("A program.", Example, argv=["--config", str(tmp_path / "no-file.json")], config=True)
+
+
+def test_what_is_printed_can_be_read_back(tmp_path, capsys):
+    words = ["--name", "x", "--layers", "3", "4", "--no-fast", "--folder", "a b"]
+    with pytest.raises(SystemExit) as end:
+        parse("A program.", Example, argv=[*words, "--print-config"], config=True)
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert configured(tmp_path, printed, suffix=".json") == configured(tmp_path, printed) == read(*words)

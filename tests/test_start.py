@@ -73,6 +73,13 @@ def test_no_run_folder(words, hosts):
         start.read(["--hostfile", hosts, *words])
 
 
+def test_the_run_folder_of_a_config_file(hosts, tmp_path):
+    (tmp_path / "c.yaml").write_text("output: runs/other\nmax_steps: 3\n")
+    words = ["--hostfile", hosts, "train_dilbert.py", "--config", str(tmp_path / "c.yaml")]
+    assert start.read(words).folder == Path("runs/other")
+    assert start.read([*words, "--output", "runs/first"]).folder == Path("runs/first")
+
+
 @pytest.mark.parametrize("word", ["a b'c", "*.txt", "$HOME", "a;b"])
 def test_words_that_shells_would_change(word, hosts):
     with pytest.raises(ConfigError, match="pdsh hands it to the hosts' shells"):

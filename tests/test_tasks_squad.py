@@ -173,6 +173,15 @@ def test_a_missing_field(tmp_path: Path, content: Any, expected: str) -> None:
     assert expected in refuses(tmp_path, content)
 
 
+def test_half_a_character(tmp_path: Path) -> None:
+    """JSON can say it by an escape; no tokenizer takes it."""
+    message = refuses(tmp_path, document(record("a", ("cat", 4)), context=CONTEXT + "\ud83d"))
+    assert "paragraph 0: 'context' holds half a character" in message
+    whole = document(record("a", ("cat", 4)), context=CONTEXT + "\ud83d\ude00")
+    write(tmp_path, json.dumps(whole))
+    assert SQUAD.read(tmp_path, "train")[0].context == CONTEXT + "\U0001f600"
+
+
 @pytest.mark.parametrize("task", ["squad", "squad_v2"])
 @pytest.mark.parametrize(
     ("answer", "expected"),

@@ -54,7 +54,8 @@ class Squad(Task[Question, SpanFeatures]):
         """See Task."""
         assert split in ("train", *self.splits)
         if data is None:
-            source, records = f"'{self.on_hub}'", _records_of_hub(hub.load(self.on_hub, None, _ON_HUB[split]))
+            source = f"'{self.on_hub}'"
+            records = _records_of_hub(hub.load(self.on_hub, None, _ON_HUB[split]), source)
         else:
             path = find(data, [f"{split}-v{self.version}.json"], f"SQuAD {self.version}'s {split} set")
             source, records = str(path), _records_of_file(path)
@@ -133,12 +134,13 @@ def _records_of_file(path: Path) -> Iterator[tuple[str, Any, str]]:
                 yield f"{place}, question {q}", record, context
 
 
-def _records_of_hub(rows: Any) -> Iterator[tuple[str, Any, str]]:
+def _records_of_hub(rows: Any, source: str) -> Iterator[tuple[str, Any, str]]:
     """The same of the hub's rows, where texts and places of answers are columns."""
     for number, row in enumerate(rows):
         pairs = zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)
         answers = [{"text": text, "answer_start": start} for text, start in pairs]
-        yield f"row {number}", {"id": row["id"], "question": row["question"], "answers": answers}, row["context"]
+        record = {"id": row["id"], "question": row["question"], "answers": answers}
+        yield f"{source}, row {number}", record, row["context"]
 
 
 _JSON = {str: "text", list: "list", int: "whole number"}
@@ -149,6 +151,8 @@ def _get(record: Any, key: str, kind: type, place: str) -> Any:
     value = record.get(key) if isinstance(record, dict) else None
     if not isinstance(value, kind):
         raise DataError(f"{place}: '{key}' must be there, and be a {_JSON[kind]}")
+    if isinstance(value, str) and not value.isascii() and value != value.encode(errors="ignore").decode():
+        raise DataError(f"{place}: '{key}' holds half a character (a lone surrogate), which is no text")
     return value
 
 

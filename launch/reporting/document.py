@@ -76,7 +76,13 @@ def document(date: str, teacher: str | None, student: str | None, runs: Runs, me
         "speed": list(measured.speed),
         "held_out": _finite(measured.held_out),
         "pretraining": [_pretraining(run) for run in runs.pretrained],
-        "finetuning": [_finetuning(run, _column(run, teacher, student)) for run in runs.tuned if run.log],
+        "finetuning": [
+            _finetuning(run, column)
+            for task in tasks
+            for column in columns
+            for run in by_task[task["task"]].get(column, ())
+            if run.log
+        ],
         "not_measured": [
             {"what": what, "why": why}
             for what, why in (*measured.not_measured, *_missing(tasks, columns, runs, teacher, student))

@@ -14,6 +14,8 @@ HEIGHT = 190
 LABEL = 96  # width of a row's label
 ROW = 24
 
+DIAMOND, RING = 2, 3  # series with marks of their own; a ring leaves room for a dot
+
 Points = tuple[Sequence[float], Sequence[float]]
 
 
@@ -50,7 +52,7 @@ def dots(title: str, rows: Sequence[tuple[str, Sequence[tuple[int, float]]]]) ->
     """
     values = [value for _, marks in rows for _, value in marks] + [1.0]
     across = ticks(min(values), max(values), most=5)
-    x = Scale(min(across[0], *values), max(across[-1], *values), LABEL, WIDTH - RIGHT - 8)
+    x = Scale(min(across[0], *values), max(across[-1], *values), LABEL + 8, WIDTH - RIGHT - 8)
     bottom = TOP + ROW * len(rows)
     parts = [_line(x(value), TOP, x(value), bottom, "grid") for value in across]
     parts += [_text(x(value), bottom + 15, f"{number(100 * value)} %", "middle") for value in across]
@@ -116,12 +118,13 @@ def number(value: float) -> str:
 
 def mark(series: int, x: float, y: float) -> Markup:
     """What stands for a single value of a series."""
-    if series == 2:
+    if series == DIAMOND:
         shape = f'<path d="M{x:.1f} {y - 5.5:.1f}l5.5 5.5l-5.5 5.5l-5.5 -5.5z"'
-    elif series > 3:
+    elif series > RING:
         shape = f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8"'
     else:
-        shape = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5"'
+        radius = 6.5 if series == RING else 4.5
+        shape = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}"'
     return Markup(f'{shape} class="mark s{series}"/>')
 
 

@@ -52,11 +52,12 @@ def times(ratio: float | None) -> str:
     return NONE if ratio is None else f"{ratio:.2f} x"
 
 
-def milliseconds(value: float | None) -> str:
+def milliseconds(seconds: float | None) -> str:
     """Three digits, or all before the point."""
-    if value is None:
+    if seconds is None:
         return NONE
-    return f"{1e3 * value:,.0f}" if value >= 0.1 else f"{1e3 * value:.3g}"
+    value = 1e3 * seconds
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 def task_title(task: str) -> str:
@@ -84,13 +85,13 @@ def tasks(report: Json) -> Table | None:
     kept = [column for column in others if any(column in task["retention"] for task in report["tasks"])]
     names = short(columns)
     heads = *(names[column] for column in columns), *(f"{names[column]}: kept" for column in kept)
-    head = ("task", "metric", "examples", *heads, BERT, DISTILBERT, "kept")
+    head = ("task", "metric", *heads, BERT, DISTILBERT, "kept", "examples")
     rows = [row for task in report["tasks"] for row in _task_rows(task, columns, kept)]
     rows += _average_rows(report, columns, kept)
     note = (
         "In percent; kept: the share of the teacher's score. Figures of several runs are medians, with the number of "
-        f"runs in brackets. What is kept of a mean is the ratio of both means, as in the paper. {BERT}, {DISTILBERT}: as "
-        f"published. {NONE}: not measured, or not published."
+        "runs in brackets. What is kept of a mean is the ratio of both means, as in the paper. "
+        f"{BERT}, {DISTILBERT}: as published. {NONE}: not measured, or not published."
     )
     return Table("Tasks", head, rows, words=2, note=note) if rows else None
 
@@ -102,11 +103,11 @@ def _task_rows(task: Json, columns: Sequence[str], kept: Sequence[str]) -> Itera
     shares = [percent(task["retention"].get(column)) for column in kept]
     printed = [percent(paper.get(name)) for name in (TEACHER, STUDENT, "retention")]
     examples = " + ".join(f"{size:,}" for size in task["examples"].values()) or NONE
-    yield (task_title(task["task"]), main, examples, *scores, *shares, *printed)
+    yield (task_title(task["task"]), main, *scores, *shares, *printed, examples)
     for name in dict.fromkeys(name for score in task["scores"].values() for name in score["metrics"]):
         if name != main:
             values = (task["scores"].get(column, {}).get("metrics", {}).get(name) for column in columns)
-            yield "", name, "", *map(percent, values), *("" for _ in (*kept, *printed))
+            yield "", name, *map(percent, values), *("" for _ in (*kept, *printed, examples))
 
 
 def _score(score: Json | None, main: str) -> str:
@@ -127,10 +128,10 @@ def _average_rows(report: Json, columns: Sequence[str], kept: Sequence[str]) -> 
         if tuple(paper.get("tasks", ())) != names:
             paper = {}
         yield (
-            f"mean of {len(names)}", "", "",
+            f"mean of {len(names)}", "",
             *(percent(scores.get(column)) for column in columns),
             *(percent(same[column]["retention"]) if column in same else NONE for column in kept),
-            *(percent(paper.get(name)) for name in (TEACHER, STUDENT, "retention")),
+            *(percent(paper.get(name)) for name in (TEACHER, STUDENT, "retention")), "",
         )  # fmt: skip
 
 
@@ -297,7 +298,8 @@ def _kept(report: Json) -> Iterator[tuple[str, str]]:
         if average["retention"] is not None and column.startswith(STUDENT):
             names, paper = average["tasks"], average["published"]
             of = f"mean of {len(names)} tasks" if len(names) > 1 else task_title(names[0])
-            there = f" (published: {percent(paper['retention'])} %)" if paper and paper["tasks"] == names else ""
+            comparable = column == STUDENT and paper and paper["tasks"] == names
+            there = f" (published: {percent(paper['retention'])} %)" if comparable else ""
             yield f"{percent(average['retention'])} %", f"of the teacher's score kept by the {column}: {of}{there}"
 
 
