@@ -24,6 +24,7 @@ from launch import commit, hub
 from launch.args import flag, parse, require
 from launch.errors import ConfigError, DataError, run
 from launch.preflight import Shape, check_data, check_models
+from model.bert import Encoder
 from model.distiller import Batch, Distiller, held_out_figures
 from model.losses import Objective
 from model.pretrained import DilBertForMaskedLM
@@ -83,7 +84,7 @@ def vocabulary_for(datasets: Sequence[Dataset], *names: str | None) -> Vocabular
     raise DataError(f"{datasets[0].path}: a bare Megatron pair needs a model with a tokenizer: which ids are special?")
 
 
-def shape_of(name: str, model: DilBertForMaskedLM) -> Shape:
+def shape_of(name: str, model: Encoder) -> Shape:
     """What a model says of itself, its tokenizer's hash included where it brings one."""
     own = has_tokenizer(hub.fetch(name, hub.TOKENIZER_FILES))
     config, digest = model.config, tokenizer_hash(load_tokenizer(name)) if own else None

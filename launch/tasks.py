@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from model.finetuner import FineTuner, TaskInputs
-from model.heads import TaskModel
 
 from data.tasks import TASKS, Example, Features, FeatureSettings, Task
 from data.tasks.stream import in_order
@@ -17,6 +15,8 @@ from launch import distributed
 from launch.distributed import World
 from launch.evaluate import shape_of
 from launch.preflight import Shape, check_features
+from model.finetuner import FineTuner, TaskInputs
+from model.heads import TaskModel
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Examiner:
 
     def _outputs(self, features: Features, alive: Callable[[str], None]) -> list[np.ndarray]:
         """Of each feature, in order: every rank computes its share and gets all."""
-        world, found = self.world, {}
+        world, found = self.world, dict[int, np.ndarray]()
         for numbers, batch in in_order(features, self.size, world.rank, world.ranks):
             alive("measuring on held-out data")
             answers = self.tuner.outputs(TaskInputs.of(batch, world.device).to(world.device))

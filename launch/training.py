@@ -24,14 +24,16 @@ from launch.stop import StopSigns, Votes
 class Part(Protocol):
     """What the loop knows of a micro-batch on the host: see `data.batching.MicroBatch`."""
 
-    step: int
-    part: int
-    filler: int
-    static: bool
-
     @property
-    def tokens(self) -> int:
-        """Real ones."""
+    def step(self) -> int: ...
+    @property
+    def part(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def filler(self) -> int: ...
+    @property
+    def static(self) -> bool: ...
 
 
 @dataclass(frozen=True)

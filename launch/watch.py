@@ -123,8 +123,8 @@ class View:
             shown = (f"{name.removeprefix('valid_')} {value:.4f}" for name, value in row.items() if name != "step")
             yield f"  step {row['step']:,} held out: {' | '.join(shown)}"
         if saved := sorted((self.folder / "checkpoints").glob("step*")):
-            age = duration(time.time() - saved[-1].stat().st_mtime)
-            yield f"  checkpoints: {', '.join(path.name for path in saved)}; the newest {age} ago"
+            newest = duration(time.time() - saved[-1].stat().st_mtime)
+            yield f"  checkpoints: {', '.join(path.name for path in saved)}; the newest {newest} ago"
         for beat, age in self.ranks if not self.ended else []:
             health = f"no sign of life for {duration(age)}, was" if age > _SILENT else "is"
             yield f"  rank {beat.rank} on {beat.host}: {health} at step {beat.step:,}, {beat.phase}"

@@ -19,7 +19,8 @@ LEAVES = {
     "launch.progress",
 }
 # Entry points that compose: they may join rooms, and no room may import them.
-COMPOSERS = {"model.export", "launch.evaluate", "launch.showcase", "launch.plan", "launch.tasks", "launch.report"}
+COMPOSERS = {"model.export", "launch.evaluate", "launch.showcase", "launch.plan", "launch.tasks", "launch.report",
+             "launch.measuring"}  # fmt: skip
 
 
 def modules() -> dict[str, Path]:

@@ -3,9 +3,11 @@
 import html.parser
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from jobs import make_models
@@ -15,10 +17,10 @@ from data.corpora import Corpora
 from data.indexed import Dataset
 from data.loader import HeldOut
 from data.masking import MaskingSettings
-from launch import evaluate, hub, report
+from launch import evaluate, hub, measuring, report
 from launch.errors import CheckpointError, ConfigError, DataError
 from launch.reporting import document as documents
-from launch.reporting import plots, published, runs, speed, tables, terminal
+from launch.reporting import forms, plots, published, runs, speed, tables, terminal
 from launch.reporting.curves import curves, taken, thinned
 from launch.reporting.document import Measured, document
 from launch.reporting.page import page
@@ -373,7 +375,9 @@ def everything(tmp_path: Path) -> dict:
              "student": {"loss_mlm": 2.25, "accuracy": float("nan"), "kl": 0.125, "agreement": 0.875}}  # fmt: skip
     measured = Measured(
         {"device": "a processor", "threads": 2, "torch": "2.13.0", "python": "3.12"},
-        [{"role": "teacher", **model}, {"role": "student", **half}], rows, words,
+        [{"role": "teacher", **model}, {"role": "student", **half}], rows,
+        [{"role": "student", "form": "ONNX", "bytes": 2_500_000, "length": 128, "seconds": 0.004,
+          "tokens_per_second": 32_000.0, "accuracy": None}], words,
     )  # fmt: skip
     found = runs.read([*folders, pretrained(tmp_path / "pre"), pretrained(tmp_path / "not-done", done=False)])
     return json.loads(json.dumps(document("2026-01-31", "t", "s", found, measured), allow_nan=False))
@@ -392,8 +396,9 @@ def test_the_page_is_html_that_needs_nothing(tmp_path):
 def test_page_terminal_and_json_have_the_same_numbers(tmp_path):
     body = everything(tmp_path)
     reader = read(page(body))
-    shown = [make(body) for make in (tables.tasks, tables.sizes, tables.speed, tables.held_out, tables.pretraining,
-                                     tables.finetuning, tables.gaps)] + [tables.paper()]  # fmt: skip
+    makers = (tables.tasks, tables.sizes, tables.speed, tables.production, tables.held_out, tables.pretraining,
+              tables.finetuning, tables.gaps)  # fmt: skip
+    shown = [*(make(body) for make in makers), tables.paper()]
     assert reader.tables == [[list(row) for row in (table.head, *table.rows)] for table in shown]
     text = terminal.markdown(shown)
     lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if "| " in line[:2]]
@@ -403,24 +408,26 @@ def test_page_terminal_and_json_have_the_same_numbers(tmp_path):
     assert sst2[2:4] == [f"{100 * score:.1f}" for score in scores] == ["22.0", "20.0"]
     assert sst2[sst2.index("92.7") :] == ["92.7", "91.3", "98.5", "872"]
     assert "90.9" in sst2  # 0.20 / 0.22
-    words = reader.tables[3]
+    words = reader.tables[4]
     assert words[1:] == [
         ["masked-LM loss, nats", "2.0000", "2.2500"], ["masked words right, %", "50.0", "-"],
         ["KL divergence from the teacher, nats", "-", "0.1250"], ["first choice is the teacher's, %", "-", "87.5"],
     ]  # fmt: skip
+    assert reader.tables[3][1] == ["student", "ONNX", "2.5", "4.00", "32,000", "-"]
     assert reader.tables[2][1] == ["padded", "1 x 32", "20.0", "10.0", "2.00 x", "1,200", "2,400"]
     assert reader.tables[1][1] == ["parameters", "1,000", "750", "75.0 %", "110 M", "66 M", "60.0 %"]
 
 
 def test_the_figures_to_remember(tmp_path):
-    found = {what: figure for figure, what in tables.headlines(everything(tmp_path))}
-    assert found == {
-        "of the teacher's score kept by the student: mean of 5 tasks (published: 97.0 %)": "90.9 %",  # 0.2 / 0.22; 402.8 / 415.1
-        "of the teacher's score kept by the student, distilled again: SQuAD 1.1": "107.4 %",  # 0.29 / 0.27
-        "of its parameters (published: 60.0 %)": "75.0 %",
-        "as fast (published: 1.6 x)": "2.0 x",
-        "of masked words: its first choice is the teacher's": "87.5 %",
-    }
+    assert tables.headlines(everything(tmp_path)) == [
+        # 0.2 / 0.22, and 402.8 / 415.1
+        ("90.9 %", "of the teacher's score kept by the student: mean of 5 tasks (published: 97.0 %)"),
+        # 0.29 / 0.27
+        ("107.4 %", "of the teacher's score kept by the student, distilled again: SQuAD 1.1"),
+        ("75.0 %", "of its parameters (published: 60.0 %)"),
+        ("2.0 x", "as fast (published: 1.6 x)"),
+        ("87.5 %", "of masked words: its first choice is the teacher's"),
+    ]
 
 
 def test_what_is_not_there_is_named_and_has_no_numbers(tmp_path):
@@ -441,7 +448,8 @@ def test_the_document_says_what_is_in_it(tmp_path):
     body = everything(tmp_path)
     assert body["format"] == documents.FORMAT == 1
     parts = (body, body["tasks"][0], body["average"]["student"], body["speed"][0], body["models"][0],
-             body["pretraining"][0], body["finetuning"][0], body["held_out"]["student"])  # fmt: skip
+             body["pretraining"][0], body["finetuning"][0], body["held_out"]["student"],
+             body["production"][0])  # fmt: skip
     roles = {"teacher", "student"}
     missing = [name for part in parts for name in part if name not in documents.__doc__ and name not in roles]
     assert missing == []
@@ -506,17 +514,17 @@ def test_both_forms_compute_the_same(models):
     device = torch.device("cpu")
     sample = Sample.random(3, 20, 30, device)
     for name in models:
-        model = report.Model.load(str(name))
+        model = measuring.Model.load(str(name))
         with torch.no_grad():
-            theirs = report.padded(model, device)(sample).last_hidden_state[sample.mask_BL.bool()]
-            torch.testing.assert_close(report.packed(model, device)(sample), theirs, atol=1e-5, rtol=1e-4)
+            theirs = measuring.padded(model, device)(sample).last_hidden_state[sample.mask_BL.bool()]
+            torch.testing.assert_close(measuring.packed(model, device)(sample), theirs, atol=1e-5, rtol=1e-4)
 
 
 def test_weights_in_shards_are_added_up(tmp_path):
     for name, size in (("model-00001-of-2.safetensors", 7), ("model-00002-of-2.safetensors", 5), ("other.bin", 100)):
         (tmp_path / name).write_bytes(b"x" * size)
     (tmp_path / "model.safetensors.index.json").write_text("{}")
-    assert report.weight_bytes(tmp_path) == 12
+    assert measuring.weight_bytes(tmp_path) == 12
 
 
 def kl_of(models: tuple[Path, Path], dataset: Dataset, counts: object) -> float:
@@ -579,6 +587,70 @@ def test_all_of_it_from_the_command_line(models, dataset_folder, dataset, tmp_pa
         command(monkeypatch, *words)
 
 
+def write_onnx(path: Path, best: int, vocabulary: int, mask: str = "attention_mask") -> None:
+    """A model for which word `best` is always the likeliest: row i of a table is what it says of word i."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    table = np.zeros((vocabulary, vocabulary), np.float32)
+    table[:, best] = 1.0
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "input_ids"], ["logits"])],
+        "constant",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "L"]) for name in ("input_ids", mask)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", "L", vocabulary])],
+        [numpy_helper.from_array(table, "table")],
+    )
+    path.parent.mkdir(exist_ok=True)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+
+
+@pytest.fixture
+def student_with_onnx(models, dataset, tmp_path):
+    pytest.importorskip("onnxruntime", reason="measures ONNX files: the dependency group onnx")
+    folder = shutil.copytree(models[1], tmp_path / "student")
+    for path, best in zip(forms.FILES.values(), (5, 6), strict=True):
+        write_onnx(folder / path, best, dataset.vocabulary.size)
+    return folder
+
+
+def test_production_forms_by_hand(student_with_onnx, dataset_folder, dataset, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "report"
+    command(monkeypatch, "--student", student_with_onnx, "--data", dataset_folder, "--output", output,
+            "--batch-sizes", 2, "--lengths", 8, 12, "--rounds", 1)  # fmt: skip
+    body = json.loads((output / "report.json").read_text())
+    counts = Corpora.open((str(dataset_folder),)).counts(dataset.vocabulary)
+    held_out = HeldOut(dataset, dataset.vocabulary, MaskingSettings(), counts)
+    labels = np.concatenate([batch.labels for batch in held_out.micro_batches(7)])
+    torch_row, onnx, int8 = body["production"]
+    assert [row["form"] for row in body["production"]] == ["torch fp32", "ONNX", "ONNX int8"]
+    assert onnx["accuracy"] == (labels == 5).mean() > 0
+    assert int8["accuracy"] == (labels == 6).mean() > 0
+    assert torch_row["accuracy"] == body["held_out"]["student"]["accuracy"]
+    assert onnx["bytes"] == (student_with_onnx / "onnx" / "model.onnx").stat().st_size
+    assert {row["length"] for row in body["production"]} == {12}
+    assert "| student | ONNX int8  |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["cut", "another input"])
+def test_onnx_files_that_are_none(student_with_onnx, tmp_path, monkeypatch, damage):
+    path = student_with_onnx / forms.FILES["ONNX int8"]
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        write_onnx(path, 5, 8, mask="pixels")
+    with pytest.raises(CheckpointError, match=r"model_int8\.onnx: (can't be read|wants pixels)"):
+        command(monkeypatch, "--student", student_with_onnx, "--output", tmp_path / "report", "--rounds", 1,
+                "--lengths", 8, "--batch-sizes", 1)  # fmt: skip
+
+
+def test_without_onnxruntime_its_forms_are_not_measured(student_with_onnx, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not there
+    command(monkeypatch, "--student", student_with_onnx, "--output", tmp_path / "report", "--rounds", 1,
+            "--lengths", 8, "--batch-sizes", 1)  # fmt: skip
+    gaps = json.loads((tmp_path / "report" / "report.json").read_text())["not_measured"]
+    assert {"what": "production forms", "why": "onnxruntime is not installed: the dependency group onnx"} in gaps
+
+
 def test_runs_alone(tmp_path, monkeypatch, capsys):
     folders = [tuned(tmp_path / "a", "big", kind="bert"), tuned(tmp_path / "b", "small", score=0.45)]
     command(monkeypatch, "--runs", *folders, "--output", tmp_path / "report")
@@ -601,7 +673,7 @@ def test_one_model_alone(models, tmp_path, monkeypatch, capsys):
     body = json.loads((tmp_path / "report" / "report.json").read_text())
     assert [model["role"] for model in body["models"]] == ["student"]
     assert [row["what"] for row in body["not_measured"]] == [
-        "size, speed and masked words of the teacher", "speed", "held-out masked words", "tasks", "pre-training",
+        "size, speed and masked words of the teacher", "held-out masked words", "speed", "tasks", "pre-training",
     ]  # fmt: skip
     assert "student / teacher" not in capsys.readouterr().out
 

@@ -18,6 +18,8 @@ key or row that is not there; `not_measured` says why. Format 1:
                       null}}
     speed           [{form, batch, length (tokens of the longest sequence), tokens,
                       role: {seconds, tokens_per_second, rounds: [seconds]}, ratio: teacher's time / student's}]
+    production      [{role, form, bytes, length, seconds, tokens_per_second, accuracy}]: whole models on the processor,
+                      one sequence at a time; accuracy as in held_out
     held_out        {data, sequences, role: {loss_mlm, accuracy, student's also: kl, agreement}}; or null
     pretraining     [{run, flags, fingerprint, environment, seconds, tokens, curves: {name: {step: [], value: []}}}]
     finetuning      [{run, task, column, seed, step, teacher, main, score, seconds, tokens, curves}]
@@ -54,6 +56,7 @@ class Measured:
     machine: Json | None = None
     models: Sequence[Json] = ()
     speed: Sequence[Json] = ()
+    production: Sequence[Json] = ()
     held_out: Json | None = None
     not_measured: Sequence[tuple[str, str]] = ()
 
@@ -74,6 +77,7 @@ def document(date: str, teacher: str | None, student: str | None, runs: Runs, me
         "columns": columns,
         "average": {column: average for column in columns if (average := _average(tasks, column))},
         "speed": list(measured.speed),
+        "production": list(measured.production),
         "held_out": _finite(measured.held_out),
         "pretraining": [_pretraining(run) for run in runs.pretrained],
         "finetuning": [

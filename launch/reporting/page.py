@@ -67,8 +67,8 @@ def title(report: Json) -> str:
 
 def sections(report: Json) -> Iterator[Section]:
     """In their order; what was not measured is named in the last but one."""
-    parts = ((tables.tasks, _retention), (tables.sizes, _sizes), (tables.speed, _speed), (tables.held_out, _nothing),
-             (tables.pretraining, _nothing))  # fmt: skip
+    parts = ((tables.tasks, _retention), (tables.sizes, _sizes), (tables.speed, _speed),
+             (tables.production, _nothing), (tables.held_out, _nothing), (tables.pretraining, _nothing))  # fmt: skip
     for make, draw in parts:
         if table := make(report):
             yield Section(table.title, [table], [*draw(report)])

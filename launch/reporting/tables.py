@@ -188,6 +188,25 @@ def _machine(report: Json) -> str:
     return f"{facts['device']}, {facts['threads']} thread(s), torch {facts['torch']}"
 
 
+def production(report: Json) -> Table | None:
+    """What is deployed."""
+    rows = [
+        (
+            row["role"], row["form"], amount(row["bytes"] / 1e6, 1), milliseconds(row["seconds"]),
+            amount(row["tokens_per_second"]), percent(row["accuracy"]),
+        )
+        for row in report["production"]
+    ]  # fmt: skip
+    if not rows:
+        return None
+    note = (
+        f"Whole models, with their heads, on the processor, one sequence of {report['production'][0]['length']} tokens "
+        f"at a time, in turn. {NONE}: not measured."
+    )
+    head = ("model", "form", "file, MB", "ms", "tokens/s", "masked words right, %")
+    return Table("Production forms", head, rows, words=2, note=note)
+
+
 def held_out(report: Json) -> Table | None:
     """Masked words and the teacher's distribution."""
     figures = report["held_out"]
