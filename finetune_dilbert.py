@@ -25,6 +25,7 @@ from data.tasks import FeatureSettings
 from data.tasks.stream import TaskBatch, TaskStream
 from launch import agreement, checkpoint, ds_config, hub, restore, space
 from launch.args import flag, parse, require
+from launch.costs import Tokens, task_flops
 from launch.distributed import World
 from launch.errors import CheckpointError, Stopped, run, say
 from launch.flags import FREE, Cadence, Ends, Start, TaskLength
@@ -145,12 +146,16 @@ def finetune(
             made = stream.micro_batches(step, world.rank, world.ranks, accumulation)
             return [(part, TaskInputs.of(part, world.device)) for part in made]
 
+        def flops(part: TaskBatch) -> float:
+            tokens = Tokens.within(part.cu_seqlens, part.tokens)
+            return task_flops(teacher.config if teacher else None, student.config, tokens)
+
         def measure() -> dict[str, float]:
             return examiner.measure(training.heart.tick)
 
         training.run(Course(
             prefetch(make, training.todo), TERMS, tuner.active_terms, stream.numbers,
-            progress=lambda step: {"epoch": step * batch / stream.epoch_size}, measure=measure,
+            progress=lambda step: {"epoch": step * batch / stream.epoch_size}, flops=flops, measure=measure,
         ))  # fmt: skip
         metrics = examiner.metrics or measure()  # the last step was measured, unless this start had none to do
         keep_result(folder, inputs, paths, evaluation, examiner, world, seed=begin.seed, step=steps)

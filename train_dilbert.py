@@ -26,6 +26,7 @@ from data.shapes import Shapes
 from data.tokenizer import has_tokenizer
 from launch import agreement, checkpoint, ds_config, hub, restore, space
 from launch.args import flag, parse, require
+from launch.costs import Tokens, step_flops
 from launch.distributed import World
 from launch.errors import CheckpointError, run
 from launch.evaluate import check_together, held_out, vocabulary_for
@@ -136,7 +137,7 @@ def train(
     signs = StopSigns(folder.path, seconds(ends.time_limit))
     with Training(engine, folder, world, signs, steps, last, begin.seed, cadence, keep, ends) as training:
         training.say(headline(distiller, config, world, corpora.summary(steps * batch), steps, engine.global_steps))
-        shapes = None
+        shapes, entropy = None, stream.unigram_entropy()
         if training.todo and distiller.should_compile(speed.compile):
             shapes = stream.shapes(training.todo, world.ranks * accumulation, speed.token_block)
             compile_for(shapes, training)
@@ -145,10 +146,19 @@ def train(
             made = stream.micro_batches(step, world.rank, world.ranks, accumulation, shapes)
             return [(part, Batch.of(part, world.device)) for part in made]
 
+        def flops(part: MicroBatch) -> float:
+            tokens = Tokens.within(part.cu_seqlens, part.tokens, None if distiller.dense else part.labels.size)
+            return step_flops(teacher.config if teacher else None, student.config, tokens)
+
+        def measure() -> dict[str, float]:
+            assert valid
+            figures = held_out(distiller, valid, micro, training.heart.tick)
+            return {**figures, "unigram_entropy": entropy}
+
         training.run(Course(
             prefetch(make, training.todo), TERMS, distiller.active_terms, stream.numbers,
-            progress=lambda step: corpora.epochs(step * batch),
-            measure=(lambda: held_out(distiller, valid, micro, training.heart.tick)) if valid else None,
+            progress=lambda step: corpora.epochs(step * batch), flops=flops,
+            measure=measure if valid else None,
         ))  # fmt: skip
         training.done(f"Next: python -m model.export {folder.path} --output {folder.path}/export")
 

@@ -104,6 +104,10 @@ class TrainingStream:
         """The sequences of a step by their numbers, and those of their corpora and epochs."""
         return {name: values.tolist() for name, values in vars(self.rows(step)).items()}
 
+    def unigram_entropy(self) -> float:
+        """See `Masker.unigram_entropy`."""
+        return self.packer.masker.unigram_entropy(self.counts)
+
     def fingerprint(self) -> str:
         """Changes with anything that would change the sequences of some step, or their masks."""
         parts = [

@@ -52,6 +52,15 @@ class Masker:
         streams = _CHOICE, keyed.key(_ACTION), keyed.key(_WORD)
         self.rule = np.array([(*streams, settings.word_mask, keep, vocabulary.mask_id, vocabulary.size)], _RULE)
 
+    def unigram_entropy(self, counts: np.ndarray) -> float:
+        """What a model would reach that has learnt frequencies alone: the entropy of masked tokens, in nats.
+
+        Each token is taken to be masked in proportion to count x weight, wherever it stands.
+        """
+        shares = counts / self.scales
+        shares = shares[shares > 0] / shares.sum()
+        return float(-(shares * np.log(shares)).sum())
+
     def draws(self, keys: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Tokens to predict in each sequence: share x length, rounded at random without bias.
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, Self
 
+import numpy as np
+
 ALIGNMENT = 64  # columns of the logits, see model/kernels/distillation.py
 ADAM = 12  # bytes a parameter: weight and two moments in fp32
 
@@ -52,6 +54,16 @@ class Tokens:
         lengths = list(lengths)
         count = sum(lengths)
         return cls(count, sum(length * length for length in lengths), count if rows is None else rows)
+
+    @classmethod
+    def within(cls, ends: np.ndarray, tokens: int, rows: float | None = None) -> Self:
+        """Of a micro-batch.
+
+        Args:
+            ends: cumulative lengths, 0 first; sequences beyond `tokens` are filler.
+        """
+        lengths = np.diff(ends[ends <= tokens]).astype(np.float64)
+        return cls(tokens, float(lengths @ lengths), tokens if rows is None else rows)
 
     def __mul__(self, factor: float) -> "Tokens":
         return Tokens(self.count * factor, self.squares * factor, self.rows * factor)
@@ -97,6 +109,11 @@ def step_flops(teacher: Shape | None, student: Shape, tokens: Tokens) -> float:
     """Teacher forward, student forward and backward: F_teacher + 3 F_student. Nothing that is computed again counts
     (Chowdhery et al., 2022, appendix B), so divided by seconds and peak this is the MFU."""
     return (forward_flops(teacher, tokens) if teacher else 0.0) + 3 * forward_flops(student, tokens)
+
+
+def task_flops(teacher: Shape | None, student: Shape, tokens: Tokens) -> float:
+    """Fine-tuning, as `step_flops`; the head of a task is next to nothing."""
+    return (encoder_flops(teacher, tokens) if teacher else 0.0) + 3 * encoder_flops(student, tokens)
 
 
 def backward_flops(student: Shape, tokens: Tokens) -> float:

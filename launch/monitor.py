@@ -6,6 +6,8 @@ Sums stay on the device between two log lines; nothing waits for it but the log 
 import contextlib
 import json
 import math
+import resource
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,10 +18,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from launch.distributed import World
 from launch.errors import say
 from launch.log import LOG, cut_log, duration
+from launch.progress import bar
+
+COLUMNS = 120
+WORTH_A_WORD = 0.02  # share of the time spent waiting for data
 
 T = TypeVar("T")
 
@@ -36,7 +43,7 @@ class Meter:
         self.names, self.shown = names, shown
         self.sums = torch.zeros(len(names), dtype=torch.float64, device=device)
         self.pending = torch.zeros_like(self.sums)  # of the step that is under way
-        self.counts = np.zeros(3)
+        self.counts = np.zeros(4)
         self.passes: list[tuple[Any, Any]] = []
         self.steps = self.counted = 0
         self.waited = 0.0
@@ -54,10 +61,10 @@ class Meter:
             self.waited += time.perf_counter() - start
             yield item
 
-    def add(self, terms: torch.Tensor, tokens: int, filler: int = 0, static: bool = True) -> None:
-        """One micro-batch: its share of the step's losses, its real tokens, its filler, and if it was compiled."""
+    def add(self, terms: torch.Tensor, tokens: int, filler: int = 0, static: bool = True, flops: float = 0.0) -> None:
+        """One micro-batch: its share of the step's losses, real tokens, filler, whether it was compiled, FLOPs."""
         self.pending += terms
-        self.counts += (tokens, filler, not static)
+        self.counts += (tokens, filler, not static, flops)
 
     def step(self, skipped: bool = False) -> None:
         """One optimizer step is done; the losses of a skipped one, which may be NaN, are left out of the means."""
@@ -89,14 +96,16 @@ class Meter:
         return total
 
     def read(self) -> dict[str, float]:
-        """Since the last reading: mean losses over all ranks, rate, step time, and shares of filler and of waiting."""
+        """Since the last reading: mean losses over all ranks, rates, step time, shares of filler and of waiting; and
+        the most memory that any rank has had since the start, GB."""
         rank, ranks = dist.get_rank(), dist.get_world_size()
-        of_ranks = np.zeros((2, ranks))
-        of_ranks[:, rank] = self._forward_seconds(), self.waited
+        of_ranks = np.zeros((3, ranks))
+        of_ranks[:, rank] = self._forward_seconds(), self.waited, peak_memory(self.sums.device)
         packed = torch.cat([self.sums, self.sums.new_tensor([*self.counts, *of_ranks.flatten()])])
         dist.all_reduce(packed)
         values = packed.tolist()  # waits for the device, which is done with all work now
-        sums, (tokens, filler, others) = values[: len(self.names)], values[len(self.names) : -2 * ranks]
+        sums, (tokens, filler, others, flops) = values[: len(self.names)], values[len(self.names) : -3 * ranks]
+        forward, waited, memory = np.reshape(values[-3 * ranks :], (3, ranks)).tolist()
         now = time.perf_counter()
         seconds = max(now - self.since, 1e-9)
         steps, counted = max(self.steps, 1), self.counted or math.nan
@@ -105,7 +114,8 @@ class Meter:
         figures["seconds_per_step"] = seconds / steps
         figures["filler"] = filler / max(tokens + filler, 1)
         figures["uncompiled"] = others
-        figures |= _slowest(values[-2 * ranks : -ranks], values[-ranks:], steps, seconds)
+        figures |= _slowest(forward, waited, steps, seconds)
+        figures |= {"memory_gb": max(memory) / 1e9, "tflops": flops / seconds / ranks / 1e12}
         self.sums.zero_()
         self.counts[:] = self.steps = self.counted = 0
         self.waited = 0.0
@@ -118,6 +128,13 @@ class Meter:
         start = time.perf_counter()
         yield
         self.since += time.perf_counter() - start
+
+
+def peak_memory(device: torch.device) -> float:
+    """Bytes that this process has had at most: of the GPU's memory or, on a CPU, in all."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
 def _slowest(forward: list[float], waited: list[float], steps: int, seconds: float) -> dict[str, float]:
@@ -170,6 +187,10 @@ class Monitor:
             cut_log(folder / LOG, start)
             self.file = open(folder / LOG, "a", encoding="utf-8")
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self.bar: tqdm | None = None
+        if world.is_main and sys.stdout.isatty() and sys.stderr.isatty():
+            self.bar = bar(max_steps, " steps", "training")
+            self.bar.n = start
 
     def __enter__(self) -> Self:
         return self
@@ -178,23 +199,26 @@ class Monitor:
         if self.file:
             self.file.close()
             self.board.close()
+        if self.bar is not None:
+            self.bar.close()
 
     def say(self, text: str) -> None:
         """A sentence for the console, from rank 0."""
-        if self.world.is_main:
+        if self.bar is not None:
+            self.bar.write(text)
+        elif self.world.is_main:
             say(text)
+
+    def tick(self) -> None:
+        """A step is done: for the live bar, which only a terminal has."""
+        if self.bar is not None:
+            self.bar.update()
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """One line of training figures, everywhere."""
         self._record(step, figures, "train")
-        left = (self.max_steps - step) * figures["seconds_per_step"]
-        self.say(
-            f"step {step:>{len(str(self.max_steps))}}/{self.max_steps} | "
-            + " | ".join(f"{name} {figures[name]:.4f}" for name in figures if name.startswith("loss"))
-            + f" | lr {figures['lr']:.3e} | grad {figures['grad_norm']:.3f}"
-            + f" | {figures['tokens_per_second']:,.0f} tok/s | data wait {figures['data_wait']:.1%}"
-            + f" | eta {duration(left)}"
-        )
+        left = duration((self.max_steps - step) * figures["seconds_per_step"])
+        self.say(console_line(f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}", figures, f"eta {left}"))
 
     def log_held_out(self, step: int, figures: dict[str, float]) -> None:
         """One line of held-out figures, everywhere."""
@@ -211,3 +235,19 @@ class Monitor:
         for name, value in figures.items():
             self.board.add_scalar(f"{group}/{name.removeprefix('valid_')}", value, step)
         self.board.flush()
+
+
+def console_line(step: str, figures: dict[str, float], eta: str) -> str:
+    """Training figures in one line; what matters less is left out where there is no room for it."""
+    losses = " ".join(
+        f"{name.removeprefix('loss_')} {figures[name]:.4g}" for name in figures if name.startswith("loss")
+    )
+    rate = f"{figures['tokens_per_second']:,.0f} tok/s"
+    more = [f"lr {figures['lr']:.3g}", f"grad {figures['grad_norm']:.3g}"]
+    if "mfu" in figures:
+        more.append(f"MFU {figures['mfu']:.0%}")
+    if figures["data_wait"] > WORTH_A_WORD:
+        more.insert(0, f"data wait {figures['data_wait']:.0%}")
+    while len(line := " | ".join([step, losses, *more, rate, eta])) > COLUMNS and more:
+        more.pop()
+    return line

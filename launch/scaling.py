@@ -39,6 +39,11 @@ GPUS = {
 }
 
 
+def peak_tflops(name: str) -> float | None:
+    """Of a GPU by the name that it gives itself; None: it is not in the table."""
+    return next((gpu.tflops for kind, gpu in GPUS.items() if kind in name.replace("-", " ").split()), None)
+
+
 @dataclass(frozen=True)
 class Cluster:
     """GPUs and what is between them.

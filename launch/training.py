@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from launch import checkpoint, retention
+import torch
+
+from launch import checkpoint, retention, scaling
 from launch.distributed import World, seed_dropout
 from launch.errors import Stopped
 from launch.flags import Cadence, Ends
@@ -47,6 +49,7 @@ class Course:
         shown: those of them that are logged.
         numbers: a step (from 0) -> its sequences, as they are written down if the step is skipped.
         progress: steps done -> figures for the log, such as epochs.
+        flops: of a micro-batch's real tokens, by formula (launch.costs).
         measure: held-out figures; None: there are none.
     """
 
@@ -55,6 +58,7 @@ class Course:
     shown: Sequence[str]
     numbers: Callable[[int], dict[str, list[int]]]
     progress: Callable[[int], dict[str, float]]
+    flops: Callable[[Any], float]
     measure: Callable[[], dict[str, float]] | None = None
 
 
@@ -127,14 +131,16 @@ class Training:
                     gradient.before_step()
                 with heart.during("step"), loss_scale_explained(engine, save):
                     engine.step()
-                meter.add(terms, part.tokens, part.filler, part.static or not engine.is_compiled)
+                static = part.static or not engine.is_compiled
+                meter.add(terms, part.tokens, part.filler, static, course.flops(part))
             meter.step(skipped.after(meter.pending[0]))
             step = heart.step = engine.global_steps
+            monitor.tick()
             stop = votes.cast(self.signs.reason())
             end = step == self.last or bool(stop) or skipped.too_many
             if end or step % cadence.log_interval == 0:
                 progress = {"lr": rate, **course.progress(step), **engine_figures(engine, gradient)}
-                monitor.log(step, {**meter.read(), **progress})
+                monitor.log(step, {**(figures := meter.read()), **self._mfu(figures["tflops"]), **progress})
             if course.measure and (step % cadence.eval_interval == 0 or step == self.last):
                 with meter.paused():
                     monitor.log_held_out(step, course.measure())
@@ -145,6 +151,11 @@ class Training:
         skipped.check()
         if engine.global_steps < self.steps:
             self._stopped(stop or "--stop-at-step")
+
+    def _mfu(self, tflops: float) -> dict[str, float]:
+        """The share that a rank's rate is of the data sheet's, for 16 bit on a GPU that is known."""
+        peak = scaling.peak_tflops(torch.cuda.get_device_name()) if self.world.device.type == "cuda" else None
+        return {"mfu": tflops / peak} if peak else {}
 
     def _stopped(self, why: str) -> None:
         step = self.engine.global_steps

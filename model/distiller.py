@@ -81,7 +81,7 @@ class Distiller(Wrapped[MaskedLM]):
         """
         kwargs.setdefault("dynamic", False)
         for model in filter(None, (self.student, self.teacher)):
-            head = [model.head] if self._dense else []  # else its rows are the masked tokens: a number that varies
+            head = [model.head] if self.dense else []  # else its rows are the masked tokens: a number that varies
             for part in (model.embeddings, *model.layers, *head):
                 part.forward = torch.compile(part.forward, *args, **kwargs)
         self.compiled = True
@@ -103,7 +103,7 @@ class Distiller(Wrapped[MaskedLM]):
         return super()._forms() | {"vocabulary losses": distillation.form(weight.device, weight.dtype)}
 
     @property
-    def _dense(self) -> bool:
+    def dense(self) -> bool:
         """Whether every token is a row of the losses over the vocabulary; else those alone that are predicted."""
         return self.objective.alpha_ce + self.objective.alpha_mse > 0 and not self.objective.restrict_ce_to_mask
 
@@ -131,7 +131,7 @@ class Distiller(Wrapped[MaskedLM]):
         """Weighted loss and values of `vocabulary_losses`, and the sum of the cosine losses."""
         student, teacher, zero = self.student, self.teacher, torch.zeros((), device=batch.input_ids.device)
         labels = batch.labels
-        if self._dense:
+        if self.dense:
             nothing = torch.full_like(batch.real(batch.input_ids), -1)
             labels = nothing.index_copy_(0, batch.masked_positions, labels)
         hidden_s_TD = self._encode(student, batch)
@@ -146,7 +146,7 @@ class Distiller(Wrapped[MaskedLM]):
 
     def _head(self, model: MaskedLM, hidden_TD: Tensor, batch: Batch) -> Head:
         """Of the tokens that the losses over the vocabulary are about."""
-        if self._dense:
+        if self.dense:
             head = model.unprojected(hidden_TD)
             return Head(batch.real(head.hidden_RD), head.word_VD, head.bias_V)
         return model.unprojected(hidden_TD.index_select(0, batch.masked_positions))

@@ -333,3 +333,22 @@ def test_settings_that_are_refused(changes: dict[str, float], named: str) -> Non
 def test_published_settings_are_the_default() -> None:
     assert dataclasses.astuple(MaskingSettings()) == (0.15, 0.8, 0.1, 0.1, 0.7)
     MaskingSettings(word_mask=0.7, word_keep=0.2, word_rand=0.1)  # their sum is 0.9999999999999999
+
+
+def test_the_entropy_of_frequencies():
+    """By hand, of tokens 5 to 8 that occur 8, 4, 2 and 2 times: 0.5 x 1 + 0.25 x 2 + 2 x 0.125 x 3 bits. With smoothing
+    1 every token that occurs is masked as often as any other. And as masks come out: the labels' own entropy."""
+    counts = np.zeros(SIZE, np.int64)
+    counts[list(SPECIAL)] = 100
+    counts[5:9] = 8, 4, 2, 2
+    assert masker(counts, mlm_smoothing=0.0).unigram_entropy(counts) == pytest.approx(1.75 * np.log(2))
+    assert masker(counts, mlm_smoothing=1.0).unigram_entropy(counts) == pytest.approx(2 * np.log(2), rel=1e-6)
+    generator, drawer = np.random.default_rng(0), masker()
+    words = np.arange(5, SIZE)
+    ids = generator.choice(words, 400_000, p=COUNTS[words] / COUNTS[words].sum())
+    ends = np.arange(0, ids.size + 1, 100)
+    row_keys = keys(ends.size - 1)
+    labels = drawer.mask(ids, ends, row_keys, drawer.draws(row_keys, np.diff(ends)))[2]
+    shares = np.bincount(labels)[np.bincount(labels) > 0] / labels.size
+    found = -(shares * np.log(shares)).sum()
+    assert drawer.unigram_entropy(np.bincount(ids, minlength=SIZE)) == pytest.approx(found, rel=0.02)

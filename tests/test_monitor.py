@@ -1,9 +1,16 @@
 """The log and its figures."""
 
+import fcntl
 import json
 import math
+import os
+import struct
+import subprocess
+import sys
+import termios
 import types
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from launch import monitor
 from launch.distributed import World
 from launch.log import cut_log, duration
-from launch.monitor import Meter, Monitor
+from launch.monitor import Meter, Monitor, console_line
 
+ROOT = Path(__file__).parents[1]
 clock = types.SimpleNamespace(now=100.0)
 WORLD = World(0, 1, 0, torch.device("cpu"))
 FIGURES = {
@@ -38,9 +46,7 @@ def test_console_file_and_board_say_the_same(tmp_path, capsys):
         monitor.log(4, FIGURES)
         monitor.log_held_out(4, {"loss": 2.5})
     line, held_out = capsys.readouterr().out.splitlines()
-    assert line == (
-        "step  4/10 | loss 3.0000 | loss_mlm 3.0000 | lr 1.000e-03 | grad 0.500 | 10 tok/s | data wait 1.2% | eta 00:12"
-    )
+    assert line == "step  4/10 | loss 3 mlm 3 | lr 0.001 | grad 0.5 | 10 tok/s | eta 00:12"
     assert held_out == "step 4 held out | loss 2.5000"
     rows = [json.loads(row) for row in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows == [{"step": 4, **FIGURES}, {"step": 4, "valid_loss": 2.5}]
@@ -49,6 +55,46 @@ def test_console_file_and_board_say_the_same(tmp_path, capsys):
     assert set(board.Tags()["scalars"]) == {f"train/{name}" for name in FIGURES} | {"valid/loss"}
     (event,) = board.Scalars("train/grad_norm")
     assert (event.step, event.value) == (4, 0.5)
+
+
+LONG = FIGURES | {
+    "loss": 16.73214, "loss_ce": 2.123456, "loss_mlm": 3.123456, "loss_cos": 0.123456, "loss_mse": 1234.567,
+    "data_wait": 0.123, "mfu": 0.456, "lr": 4.967e-4, "tokens_per_second": 12_345_678.0,
+}  # fmt: skip
+
+
+def test_the_console_line_fits_into_120_columns():
+    """What matters less goes first where there is no room."""
+    losses = "loss 16.73 mlm 3.123 ce 2.123 cos 0.1235 mse 1235"
+    assert console_line("step 100/200", LONG, "eta 00:12") == (
+        f"step 100/200 | {losses} | data wait 12% | 12,345,678 tok/s | eta 00:12"
+    )
+    line = console_line("step 1000000/1000000", LONG, "eta 1234:56:07")
+    assert line == f"step 1000000/1000000 | {losses} | 12,345,678 tok/s | eta 1234:56:07"
+    short = {name: value for name, value in LONG.items() if name not in ("loss_cos", "loss_mse")} | {"data_wait": 0.01}
+    assert console_line("step 1/2", short, "eta 00:12") == (
+        "step 1/2 | loss 16.73 mlm 3.123 ce 2.123 | lr 0.000497 | grad 0.5 | MFU 46% | 12,345,678 tok/s | eta 00:12"
+    )
+
+
+def test_a_live_bar_on_a_terminal_alone(tmp_path):
+    """A run's monitor with a terminal, and with a pipe."""
+    program = (
+        "import sys, time, torch; from pathlib import Path; from launch.distributed import World\n"
+        "from launch.monitor import Monitor\n"
+        "with Monitor(Path(sys.argv[1]), World(0, 1, 0, torch.device('cpu')), 3, 9) as monitor:\n"
+        "    monitor.tick(); monitor.say('a line'); time.sleep(0.5); monitor.tick()\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    piped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (piped.stdout, "training" in piped.stderr) == ("a line\n", False)
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    subprocess.run(command, cwd=ROOT, stdout=slave, stderr=slave, check=True)
+    os.close(slave)
+    shown = os.read(master, 1 << 16).decode()
+    os.close(master)
+    assert "a line\r\n" in shown and "training" in shown and "5.00/9.00" in shown
 
 
 def test_a_loss_that_is_not_finite_is_null(tmp_path):
@@ -87,12 +133,14 @@ def test_time_until_an_item_is_there_is_waiting_for_data(monkeypatch):
     for item in meter.waiting(slow([4, 5], 3.0)):
         seen.append(item)
         clock.now += 5.0
-        meter.add(torch.ones(1), tokens=10)
+        meter.add(torch.ones(1), tokens=10, flops=4e12)
         meter.step()
     figures = meter.read()
     assert seen == [4, 5]
     assert figures["data_wait"] == pytest.approx(6 / 16)
     assert figures["tokens_per_second"] == pytest.approx(2 * 20 / 16)
+    assert figures["tflops"] == pytest.approx(2 * 4 / 16), "of each rank"
+    assert 0.05 < figures["memory_gb"] / 2 < 100, "this process has loaded torch; the sum above counts it twice"
     clock.now += 1.0
     assert meter.read()["data_wait"] == 0.0, "reading starts anew"
 

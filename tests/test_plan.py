@@ -417,15 +417,17 @@ def test_flags_override_the_json(tmp_path):
     assert "x 16 bit x 1 micro-batch(es)" in text
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
+PRE_TRAINING = [path for path in sorted((ROOT / "ds_configs").glob("*.json")) if not path.stem.startswith("finetune")]
+
+
+@pytest.mark.parametrize("path", PRE_TRAINING, ids=lambda path: path.stem)
 def test_configurations(path):
     """What each shipped JSON means, as `test_messages_of_two_ranks` measured it."""
     engine = plan.engine(ds_config.load(path, "cuda"))
-    name, fp32 = path.stem, path.stem in ("cpu", "finetune_fp32")
-    assert engine.stage == {"cpu": 2, "zero1": 1, "zero2": 2, "finetune": 1}[name.split("_")[0]]
-    assert engine.element == (4 if fp32 else 2)
-    assert engine.wire == (2 if "fp16" in name else 4)
-    assert engine.accumulated == (4 if "bf16" in name or fp32 else 2)
+    assert engine.stage == int(path.stem[4]) if path.stem != "cpu" else engine.stage == 2
+    assert engine.element == (4 if path.stem == "cpu" else 2)
+    assert engine.wire == (2 if "fp16" in path.stem else 4)
+    assert engine.accumulated == (4 if "bf16" in path.stem or path.stem == "cpu" else 2)
     assert engine.flat == (path.stem == "zero1_bf16")
     assert engine.offload == ("offload" in path.stem)
     hardware = Hardware(gpu="A100", peak_tflops=19.5 if path.stem == "cpu" else None)
@@ -484,3 +486,16 @@ def test_the_command_line(monkeypatch, capsys, dataset_folder):
     printed = capsys.readouterr().out
     assert f"{Dataset.open(dataset_folder).tokens:,} tokens in " in printed
     assert "x 4 GPU(s)" in printed
+
+
+def test_tokens_of_a_micro_batch():
+    """Sequences of 3, 5 and 2 tokens, then filler of 4 and 6."""
+    ends = np.array([0, 3, 8, 10, 14, 20], np.int32)
+    assert Tokens.within(ends, 10) == Tokens.of([3, 5, 2])
+    assert Tokens.within(ends, 10, rows=2) == Tokens.of([3, 5, 2], rows=2)
+
+
+def test_peaks_of_gpus_by_the_names_they_give_themselves():
+    names = {"NVIDIA H100 80GB HBM3": 989, "NVIDIA A100-SXM4-40GB": 312, "Tesla V100-SXM2-16GB": 125, "Tesla T4": 65}
+    assert {name: scaling.peak_tflops(name) for name in names} == names
+    assert scaling.peak_tflops("NVIDIA GeForce RTX 4090") is None

@@ -21,9 +21,9 @@ from launch import evaluate, hub, measuring, report
 from launch.errors import CheckpointError, ConfigError, DataError
 from launch.reporting import document as documents
 from launch.reporting import forms, plots, published, runs, speed, tables, terminal
+from launch.reporting import page as pages
 from launch.reporting.curves import curves, taken, thinned
 from launch.reporting.document import Measured, document
-from launch.reporting.page import page
 from launch.reporting.speed import Sample
 
 TASKS = {
@@ -62,7 +62,8 @@ def tuned(folder: Path, model: str, task: str = "sst2", *, score: float | None =
 
 def pretrained(folder: Path, done: bool = True) -> Path:
     """A run folder of pre-training."""
-    flags = {"student": "start", "teacher": "big", "alpha_ce": 5.0, "data": ["web", "books"], "fresh": False}
+    flags = {"student": "start", "teacher": "big", "alpha_ce": 5.0, "mlm_smoothing": 0.0, "data": ["web", "books"],
+             "fresh": False}  # fmt: skip
     write(folder / "config.json", {"flags": flags, "fingerprint": "0123456789abcdef", "model": {}})
     packages = {"torch": "2.13.0"}
     write(folder / "environment.json", {"ranks": 8, "device": "H100", "python": "3.12", "packages": packages})
@@ -117,7 +118,7 @@ def test_a_teacher_that_scores_nothing_leaves_no_share(tmp_path):
     body = made(tuned(tmp_path / "a", "t", "cola", score=0.0), tuned(tmp_path / "b", "s", "cola", score=0.1))
     assert task_of(body, "cola")["retention"] == {"student": None}
     assert body["average"]["student"]["retention"] is None
-    assert "0.0" in page(body)
+    assert "0.0" in pages.page(body)
 
 
 def test_columns(tmp_path, monkeypatch):
@@ -194,7 +195,7 @@ def test_what_is_left_out_is_named(tmp_path):
         "model": "no run", "notes.txt": "no run",
     }  # fmt: skip
     assert "stopped at step 12" in terminal.markdown([tables.gaps(body)])
-    assert "stopped at step 12" in page(body)
+    assert "stopped at step 12" in pages.page(body)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +208,8 @@ def test_what_is_left_out_is_named(tmp_path):
         ({"metrics": {"f1": 0.5}}, "the main metric, accuracy, is none of f1"),
         ({"metrics": [1]}, "'metrics' is [1]; must be of type dict"),
         ({"model": 3}, "'model' is 3; must be of type str"),
+        ({"examples": None}, "'examples' is None; must be of type dict"),
+        ({"step": "last"}, "'step' is 'last'; must be of type int | None"),
         ({"examples": {"dev": 10}}, "figures on different data can't be compared"),
     ],
 )
@@ -228,6 +231,21 @@ def test_damaged_json(tmp_path, name, content):
         return
     with pytest.raises(DataError, match=name):
         runs.read([folder])
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("config.json", {"flags": [1]}),
+        ("config.json", {"flags": {"student": "s"}, "model": 3}),
+        ("environment.json", {"packages": "torch"}),
+        ("environment.json", {"data": {}}),
+    ],
+)
+def test_records_with_odd_parts(tmp_path, name, body):
+    write(pretrained(tmp_path / "run") / name, body)
+    with pytest.raises(DataError, match=rf"{name}: '\w+' is .*; must be of type (dict|list)"):
+        runs.read([tmp_path / "run"])
 
 
 def test_done_but_without_a_result(tmp_path):
@@ -258,7 +276,7 @@ def test_curves_and_time_by_hand():
     }  # fmt: skip
     assert taken(LOG) == (10 * 0.5 + 5 * 2.0, 10 * 0.5 * 100 + 5 * 2.0 * 50)
     assert taken([{"step": 3, "loss": 1.0}]) is None
-    assert curves([{"step": 1, "loss": None}, {"step": 2, "loss": "x"}]) == {}
+    assert curves([{"step": 1, "loss": None}, {"step": 2, "loss": "x"}, {"step": 3, "loss": float("nan")}]) == {}
 
 
 def test_long_curves_are_thinned_to_means_of_neighbours():
@@ -271,8 +289,8 @@ def test_pre_training_tells_recipe_data_hardware_and_time(tmp_path):
     body = made(pretrained(tmp_path / "run"))
     (run,) = body["pretraining"]
     assert (run["seconds"], run["tokens"], run["fingerprint"]) == (15.0, 1000.0, "0123456789abcdef")
-    text = page(body)
-    for word in ("--alpha-ce", "web books", "8 x H100", "torch 2.13.0", "0123456789abcdef", "00:15"):
+    text = pages.page(body)
+    for word in ("--alpha-ce", "--mlm-smoothing", "web books", "8 x H100", "torch 2.13.0", "0123456789abcdef", "00:15"):
         assert word in text
     assert "--fresh" not in text
 
@@ -385,7 +403,7 @@ def everything(tmp_path: Path) -> dict:
 
 def test_the_page_is_html_that_needs_nothing(tmp_path):
     body = everything(tmp_path)
-    text = page(body)
+    text = pages.page(body)
     reader = read(text)
     assert "<b>models & more</b>" in reader.text
     assert "prefers-color-scheme: dark" in text
@@ -395,7 +413,7 @@ def test_the_page_is_html_that_needs_nothing(tmp_path):
 
 def test_page_terminal_and_json_have_the_same_numbers(tmp_path):
     body = everything(tmp_path)
-    reader = read(page(body))
+    reader = read(pages.page(body))
     makers = (tables.tasks, tables.sizes, tables.speed, tables.production, tables.held_out, tables.pretraining,
               tables.finetuning, tables.gaps)  # fmt: skip
     shown = [*(make(body) for make in makers), tables.paper()]
@@ -416,6 +434,18 @@ def test_page_terminal_and_json_have_the_same_numbers(tmp_path):
     assert reader.tables[3][1] == ["student", "ONNX", "2.5", "4.00", "32,000", "-"]
     assert reader.tables[2][1] == ["padded", "1 x 32", "20.0", "10.0", "2.00 x", "1,200", "2,400"]
     assert reader.tables[1][1] == ["parameters", "1,000", "750", "75.0 %", "110 M", "66 M", "60.0 %"]
+
+
+def test_fine_tuning_curves_are_those_of_the_task(tmp_path):
+    folders = [tuned(tmp_path / "t", "t"), tuned(tmp_path / "s", "s", teacher="t-sst2")]
+    for folder, value in zip(folders, (1.0, 3.0), strict=True):
+        rows = [{"step": step, "loss": 77.0, "loss_task": value} for step in (1, 2)]
+        (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (figure,) = next(part.figures for part in pages.sections(made(*folders)) if part.title == "Fine-tuning")
+    assert figure.legend == [(0, "teacher"), (2, "student, distilled again")]
+    assert [re.findall(r",([\d.]+)", line) for line in re.findall(r'<polyline[^>]* points="([^"]*)"', figure.plot)] == [
+        [f"{plots.HEIGHT - plots.BOTTOM:.1f}"] * 2, [f"{plots.TOP:.1f}"] * 2,
+    ]  # fmt: skip
 
 
 def test_the_figures_to_remember(tmp_path):
@@ -439,7 +469,7 @@ def test_what_is_not_there_is_named_and_has_no_numbers(tmp_path):
     }
     assert body["speed"] == body["models"] == []
     assert body["held_out"] is body["machine"] is None
-    text = page(body)
+    text = pages.page(body)
     assert [table[0][0] for table in read(text).tables] == ["task", "task", "", ""]
     assert "not measured: pre-training" in text
 

@@ -1,5 +1,6 @@
 """Training curves out of a log, thinned to what a page can show; and what the run took."""
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
@@ -39,4 +40,4 @@ def taken(rows: Sequence[Row]) -> tuple[float, float] | None:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, int | float)
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -145,23 +145,23 @@ def _facts(run: Json) -> list[tuple[str, list[tuple[str, str]]]]:
     flags = [
         ("--" + name.replace("_", "-"), " ".join(map(str, value)) if isinstance(value, list) else str(value))
         for name, value in run["flags"].items()
-        if value not in (None, False, [])
+        if value is not None and value is not False and value != []
     ]
     environment = run["environment"]
     facts = [("hardware", tables.hardware(environment)), ("versions", tables.versions(environment)),
              ("code", str(environment.get("git_commit") or tables.NONE))]  # fmt: skip
-    data = [
-        (str(part.get("path")), f"{tables.amount(part.get('tokens'))} tokens") for part in environment.get("data", [])
-    ]
+    parts = [part for part in environment.get("data", []) if isinstance(part, dict)]
+    data = [(str(part.get("path")), f"{tables.amount(part.get('tokens'))} tokens") for part in parts]
     return [(name, rows) for name, rows in (("Recipe", flags), ("Environment", facts), ("Data", data)) if rows]
 
 
 def _tuning(report: Json) -> Iterator[Figure]:
-    """For each task the training loss and the main metric of all runs."""
+    """For each task its loss in training, the same with and without a teacher, and the main metric."""
     series = _series(report["columns"])
     for task in report["tasks"]:
         runs = [run for run in report["finetuning"] if run["task"] == task["task"]]
-        for name, what in (("loss", "training loss"), (f"valid_{task['main']}", task["main"])):
+        loss = "loss_task" if any("loss_task" in run["curves"] for run in runs) else "loss"
+        for name, what in ((loss, "training loss"), (f"valid_{task['main']}", task["main"])):
             there = [(run["column"], run["curves"][name]) for run in runs if name in run["curves"]]
             if there:
                 lines = [(series[column], (curve["step"], curve["value"])) for column, curve in there]

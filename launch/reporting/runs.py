@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from launch.errors import ConfigError, DataError
 from launch.log import LOG, read_log
 
 Row = dict[str, Any]
+RESULT = {"task": str, "main": str, "metrics": dict, "model": str, "teacher": str | None, "seed": int | None,
+          "step": int | None, "examples": dict}  # fmt: skip
 MOVED_ASIDE = re.compile(r"\.old-\d+$")  # what --fresh calls an earlier run
 
 
@@ -112,7 +114,7 @@ def _each(folders: Iterable[Path]) -> list[Path]:
 
 def _read(folder: Path) -> Tuned | PreTrained | str:
     """A run, or why it is left out."""
-    config, result = (read_json(folder / name) for name in ("config.json", "result.json"))
+    config, result = read_json(folder / "config.json", flags=dict, model=dict), read_json(folder / "result.json")
     flags = config.get("flags", {})
     if not result and not flags:
         return "no run: neither result.json nor a config.json with flags"
@@ -127,16 +129,14 @@ def _read(folder: Path) -> Tuned | PreTrained | str:
     log = read_log(folder / LOG)
     if result:
         return _tuned(folder, config, result, log)
-    environment = read_json(folder / "environment.json")
+    environment = read_json(folder / "environment.json", packages=dict, data=list)
     return PreTrained(folder, flags, config.get("fingerprint"), environment, log)
 
 
 def _tuned(folder: Path, config: dict[str, Any], result: dict[str, Any], log: list[Row]) -> Tuned:
     """Check what result.json says."""
     path, task = folder / "result.json", config.get("flags", {}).get("task")
-    for name, kind in (("task", str), ("main", str), ("metrics", dict), ("model", str)):
-        if not isinstance(result.get(name), kind):
-            raise DataError(f"{path}: '{name}' is {result.get(name)!r}; must be of type {kind.__name__}")
+    _check_kinds(path, {**dict.fromkeys(RESULT), **result}, RESULT)
     if task not in (None, result["task"]):
         raise DataError(f"{path}: figures of task {result['task']}, in a run of {task} (config.json)")
     metrics = result["metrics"]
@@ -147,7 +147,7 @@ def _tuned(folder: Path, config: dict[str, Any], result: dict[str, Any], log: li
         raise DataError(f"{path}: the main metric, {result['main']}, is none of {', '.join(metrics) or 'none'}")
     return Tuned(
         folder, result["task"], result["main"], metrics, result["model"], result.get("teacher"), result.get("seed"),
-        result.get("step"), result.get("examples") or {}, (config.get("model") or {}).get("model_type"), log,
+        result.get("step"), result["examples"], config.get("model", {}).get("model_type"), log,
     )  # fmt: skip
 
 
@@ -164,11 +164,14 @@ def _check_alike(tuned: Iterable[Tuned]) -> None:
                 )
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, **kinds: Any) -> dict[str, Any]:
     """A JSON file's object; {} where there is no file.
 
+    Args:
+        kinds: types of those keys that are there.
+
     Raises:
-        DataError: damaged, or no object.
+        DataError: damaged, no object, or a value of another type.
     """
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
@@ -178,4 +181,13 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: can't be read as JSON: {error}; leave this run out, or mend the file") from error
     if not isinstance(body, dict):
         raise DataError(f"{path}: holds no JSON object")
+    _check_kinds(path, body, kinds)
     return body
+
+
+def _check_kinds(path: Path, body: dict[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Values of the keys that are there."""
+    for name, kind in kinds.items():
+        if name in body and not isinstance(body[name], kind):
+            rule = f"must be of type {getattr(kind, '__name__', kind)}"
+            raise DataError(f"{path}: '{name}' is {body[name]!r}; {rule}")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from launch.costs import Tokens, step_flops
-from launch.scaling import GPUS
+from launch.scaling import peak_tflops
 from model.config import BertConfig
 from tests.bench.step_data import sequences, tokens
 from tests.bench.step_models import DTYPES, PAIRS
@@ -155,8 +155,8 @@ def sheet_rate(setting: Setting) -> float | None:
     """FLOP/s that the maker of the GPU states for 16 bit; None: not known."""
     if setting.device.type != "cuda" or setting.dtype != "bf16":
         return None
-    name = torch.cuda.get_device_name()
-    return next((gpu.tflops * 1e12 for key, gpu in GPUS.items() if key in name), None)
+    peak = peak_tflops(torch.cuda.get_device_name())
+    return peak * 1e12 if peak else None
 
 
 # --- what is computed ---
