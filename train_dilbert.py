@@ -36,6 +36,7 @@ from launch.log import duration
 from launch.progress import bar
 from launch.retention import Retention
 from launch.run_folder import MODEL, TOKENIZER, RunFolder, environment, flags_of
+from launch.samples import Samples
 from launch.stop import StopSigns, seconds
 from launch.training import Course, Training
 from model import hf
@@ -138,6 +139,7 @@ def train(
     with Training(engine, folder, world, signs, steps, last, begin.seed, cadence, keep, ends) as training:
         training.say(headline(distiller, config, world, corpora.summary(steps * batch), steps, engine.global_steps))
         shapes, entropy = None, stream.unigram_entropy()
+        samples = Samples.of(valid, folder.path / TOKENIZER) if valid and world.is_main else None
         if training.todo and distiller.should_compile(speed.compile):
             shapes = stream.shapes(training.todo, world.ranks * accumulation, speed.token_block)
             compile_for(shapes, training)
@@ -152,8 +154,9 @@ def train(
 
         def measure() -> dict[str, float]:
             assert valid
-            figures = held_out(distiller, valid, micro, training.heart.tick)
-            return {**figures, "unigram_entropy": entropy}
+            if samples:
+                training.monitor.write("samples", samples.text(distiller), engine.global_steps)
+            return {**held_out(distiller, valid, micro, training.heart.tick), "unigram_entropy": entropy}
 
         training.run(Course(
             prefetch(make, training.todo), TERMS, distiller.active_terms, stream.numbers,

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from launch import commit
 from launch.distributed import World
 from launch.errors import say
 from launch.log import LOG, cut_log, duration
@@ -181,7 +182,7 @@ class Monitor:
         Args:
             start: step that the run goes on from; later lines of an earlier start are cut off.
         """
-        self.world, self.max_steps = world, max_steps
+        self.folder, self.world, self.max_steps = folder, world, max_steps
         self.file: Any = None
         if world.is_main:
             cut_log(folder / LOG, start)
@@ -224,6 +225,12 @@ class Monitor:
         """One line of held-out figures, everywhere."""
         self._record(step, {f"valid_{name}": value for name, value in figures.items()}, "valid")
         self.say(f"step {step} held out | " + " | ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+
+    def write(self, name: str, text: str, step: int) -> None:
+        """A text in Markdown, for TensorBoard; the last one also as `NAME.md` in the run folder."""
+        if self.file:
+            self.board.add_text(name, text, step)
+            commit.write_text(self.folder / f"{name}.md", f"After step {step}:\n\n{text}\n")
 
     def _record(self, step: int, figures: dict[str, float], group: str) -> None:
         if not self.file:

@@ -52,8 +52,13 @@ class Arguments:
 
 
 def who(arguments: Arguments, measuring: Measuring, runs: Runs) -> tuple[str | None, str | None, Models]:
-    """Names of teacher and student, and those of them that are opened."""
+    """Names of teacher and student, and those of them that are opened.
+
+    Raises:
+        ConfigError, CheckpointError: a model can't be opened, or there is none for --data.
+    """
     if not arguments.teacher and not arguments.student:
+        require(measuring.data is None, "data", measuring.data, "measures --teacher and --student; name them")
         return *runs.pair(), {}
     named = ((TEACHER, arguments.teacher), (STUDENT, arguments.student))
     wanted = measuring.measure != "nothing"

@@ -156,6 +156,19 @@ class Distiller(Wrapped[MaskedLM]):
         return model.encode(batch.input_ids, batch.positions, batch.cu_seqlens, batch.max_seqlen)
 
     @torch.no_grad()
+    def guesses(self, batch: Batch, count: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """The likeliest words at each masked position, dropout off, by "teacher" and "student": ids, and their
+        probabilities in fp32, [M, count] each."""
+        models, found = {"teacher": self.teacher, "student": self.student}, {}
+        with self._evaluating(), self._compiled_only(False):
+            for name, model in models.items():
+                if model is not None:
+                    hidden_MD = self._encode(model, batch).index_select(0, batch.masked_positions)
+                    best = model.logits(hidden_MD).float().softmax(-1).topk(count)
+                    found[name] = (best.indices, best.values)
+        return found
+
+    @torch.no_grad()
     def measure(self, batches: Iterable[Batch]) -> Tensor:
         """Sums over held-out batches, dropout off: float64 [8] on the student's device.
 

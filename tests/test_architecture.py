@@ -20,7 +20,7 @@ LEAVES = {
 }
 # Entry points that compose: they may join rooms, and no room may import them.
 COMPOSERS = {"model.export", "launch.evaluate", "launch.showcase", "launch.plan", "launch.tasks", "launch.report",
-             "launch.measuring"}  # fmt: skip
+             "launch.measuring", "launch.samples"}  # fmt: skip
 
 
 def modules() -> dict[str, Path]:

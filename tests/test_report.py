@@ -712,6 +712,7 @@ def test_one_model_alone(models, tmp_path, monkeypatch, capsys):
     ("words", "error", "message"),
     [
         ([], ConfigError, "give --teacher and --student, or --runs"),
+        (["--runs", "{tmp}/undone", "--data", "x"], ConfigError, "--data x: measures --teacher and --student"),
         (["--runs", "{tmp}/none"], ConfigError, "no such folder"),
         (["--runs", "{tmp}/undone"], DataError, "(?s)nothing to report.*undone: not finished"),
         (["--student", "{tmp}/none"], ConfigError, "no such folder"),
