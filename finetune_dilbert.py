@@ -23,7 +23,7 @@ import torch
 from data.loader import prefetch
 from data.tasks import FeatureSettings
 from data.tasks.stream import TaskBatch, TaskStream
-from launch import agreement, checkpoint, ds_config, hub, restore, space
+from launch import agreement, checkpoint, dry_run, ds_config, hub, restore, space
 from launch.args import flag, parse, require
 from launch.costs import Tokens, task_flops
 from launch.distributed import World
@@ -92,7 +92,7 @@ def finetune(
     """The story of one run, top to bottom.
 
     Returns:
-        the task's metrics at its end.
+        the task's metrics at its end; none of a dry run.
 
     Raises:
         DilbertError: whatever keeps it from starting or going on, with its exit code.
@@ -121,34 +121,49 @@ def finetune(
     record: dict[str, Any] = {"flags": flags, "deepspeed_config": raw_config, "fingerprint": stream.fingerprint()}
     record |= {MODEL: student.config.to_dict(), HEAD: student.task.to_dict()}
     record |= {"teacher": hf.fingerprint(teacher) if teacher else None}
+    if begin.dry_run:
+        distributed.by_main(folder.clear)
     folder.check(record, FREE, begin.allow_change, begin.fresh)
 
     # The engine holds the student; the teacher stands beside it.
     if teacher:
         teacher.requires_grad_(False).to(world.device, DTYPES[ds_config.precision(config)])
+    before = dry_run.resident(world)
     tuner = FineTuner(student, teacher, objective, parts=world.ranks * accumulation)
     engine = distributed.initialise(tuner, parameter_groups(tuner), config)
     if found := checkpoint.newest_for_all(folder.checkpoints):
         restore.load(engine, found)
     last = length.last(steps, engine.global_steps)
-    space.check(engine, folder.checkpoints, keep.most(engine.global_steps, last, cadence.checkpoint_interval))
+    checkpoints = keep.most(engine.global_steps, last, cadence.checkpoint_interval)
+    space.check(engine, folder.checkpoints, checkpoints)
     if world.is_main:
         facts = environment(world, steps=steps, fingerprint=record["fingerprint"])
         folder.begin(config=record, ds_config=config, environment=facts)
         (folder.path / TOKENIZER).mkdir(exist_ok=True)
         hub.copy_tokenizer(hub.fetch(paths.model, hub.TOKENIZER_FILES), folder.path / TOKENIZER)
 
+    def make(step: int) -> list[tuple[TaskBatch, TaskInputs]]:
+        made = stream.micro_batches(step, world.rank, world.ranks, accumulation)
+        return [(part, TaskInputs.of(part, world.device)) for part in made]
+
+    models_of = teacher.config if teacher else None, student.config
+    largest = stream.largest(range(engine.global_steps, last), world.ranks * accumulation)
+    memory = dry_run.memory(*models_of, config, world, before, largest, chunk=0)
+    if begin.dry_run:
+        rehearsed = dry_run.rehearse(engine, world, map(make, range(min(steps, dry_run.STEPS))), begin.seed)
+        if world.is_main:
+            say(headline(tuner, inputs, config, world, steps, 0))
+            found = dry_run.report(rehearsed, engine, config, memory, steps, checkpoints, folder.path)
+            dry_run.show(folder.path, found)
+        return {}
+
     examiner = Examiner(tuner, inputs, world, evaluation.eval_batch)
     with Training(engine, folder, world, signs, steps, last, begin.seed, cadence, keep, ends) as training:
         training.say(headline(tuner, inputs, config, world, steps, engine.global_steps))
 
-        def make(step: int) -> list[tuple[TaskBatch, TaskInputs]]:
-            made = stream.micro_batches(step, world.rank, world.ranks, accumulation)
-            return [(part, TaskInputs.of(part, world.device)) for part in made]
-
         def flops(part: TaskBatch) -> float:
             tokens = Tokens.within(part.cu_seqlens, part.tokens)
-            return task_flops(teacher.config if teacher else None, student.config, tokens)
+            return task_flops(*models_of, tokens)
 
         def measure() -> dict[str, float]:
             return examiner.measure(training.heart.tick)
@@ -160,6 +175,7 @@ def finetune(
         metrics = examiner.metrics or measure()  # the last step was measured, unless this start had none to do
         keep_result(folder, inputs, paths, evaluation, examiner, world, seed=begin.seed, step=steps)
         training.say(f"{task.name} | {shown(metrics)}")
+        training.say(dry_run.beside(memory, world))
         training.done(f"Next: python -m model.export {folder.path} --output {folder.path}/export")
     return metrics
 
@@ -265,6 +281,8 @@ def main() -> None:
     paths, length, features, objective, evaluation, cadence, keep, ends, begin = groups
     if not evaluation.eval_only:
         load_config(paths)  # before the data, which takes longer
+    if begin.dry_run:  # of the first seed
+        paths, evaluation = replace(paths, output=paths.output / dry_run.FOLDER), replace(evaluation, seeds=1)
     with Lock(paths.output) as lock:  # however the run ends, its folder is free again
         world = distributed.start(begin.ranks)
         with agreement.together():

@@ -8,7 +8,8 @@ Without `--teacher` it is plain masked-language-model pre-training. `python` and
 
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from launch import distributed  # isort: skip  (before torch and DeepSpeed: it s
 
 import torch
 
+from data import describe
 from data.batching import MicroBatch
 from data.corpora import Corpora
 from data.indexed import Dataset
@@ -24,11 +26,11 @@ from data.masking import MaskingSettings
 from data.order import OrderSettings
 from data.shapes import Shapes
 from data.tokenizer import has_tokenizer
-from launch import agreement, checkpoint, ds_config, hub, restore, space
+from launch import agreement, checkpoint, dry_run, ds_config, hub, restore, space
 from launch.args import flag, parse, require
 from launch.costs import Tokens, step_flops
 from launch.distributed import World
-from launch.errors import CheckpointError, run
+from launch.errors import CheckpointError, DataError, run, say
 from launch.evaluate import check_together, held_out, vocabulary_for
 from launch.flags import FREE, Cadence, Ends, Length, Speed, Start
 from launch.lock import Lock
@@ -43,6 +45,7 @@ from model import hf
 from model.config import BertConfig
 from model.distiller import TERMS, Batch, Distiller, parameter_groups
 from model.kernels import fp8
+from model.kernels.distillation import CHUNK
 from model.losses import Objective
 from model.pretrained import DilBertForMaskedLM
 
@@ -116,17 +119,21 @@ def train(
     flags = flags_of(paths, length, objective, masking, order, freezing, speed, cadence, keep, ends, begin)
     record: dict[str, Any] = {"flags": flags, "deepspeed_config": raw_config, "fingerprint": stream.fingerprint()}
     record |= {MODEL: student.config.to_dict(), "teacher": hf.fingerprint(teacher) if teacher else None}
+    if begin.dry_run:
+        distributed.by_main(folder.clear)
     folder.check(record, FREE, begin.allow_change, begin.fresh)
 
     # The engine holds the student; the teacher stands beside it.
     if teacher:
         teacher.requires_grad_(False).to(world.device, DTYPES[ds_config.precision(config)])
+    before = dry_run.resident(world)
     distiller = Distiller(student, teacher, objective, parts=world.ranks * accumulation)
     engine = distributed.initialise(distiller, parameter_groups(distiller), config)
     if found := checkpoint.newest_for_all(folder.checkpoints):
         restore.load(engine, found)
     last = length.last(steps, engine.global_steps)
-    space.check(engine, folder.checkpoints, keep.most(engine.global_steps, last, cadence.checkpoint_interval))
+    checkpoints = keep.most(engine.global_steps, last, cadence.checkpoint_interval)
+    space.check(engine, folder.checkpoints, checkpoints)
     if world.is_main:
         facts = environment(world, steps=steps, fingerprint=record["fingerprint"], data=corpora.facts())
         folder.begin(config=record, ds_config=config, environment=facts)
@@ -135,22 +142,36 @@ def train(
     if speed.teacher_fp8:
         first = stream.micro_batches(engine.global_steps, world.rank, world.ranks, accumulation)[0]
         teacher_in_fp8(distiller, Batch.of(first, world.device).to(world.device), speed.teacher_fp8, world)
+    shapes: Shapes | None = None
+
+    def make(step: int) -> list[tuple[MicroBatch, Batch]]:
+        made = stream.micro_batches(step, world.rank, world.ranks, accumulation, shapes)
+        return [(part, Batch.of(part, world.device)) for part in made]
+
+    models_of = teacher.config if teacher else None, student.config
+    largest = stream.largest(range(engine.global_steps, last), world.ranks * accumulation)
+    memory = dry_run.memory(*models_of, config, world, before, largest, CHUNK[world.device.type])
+    if begin.dry_run:
+        distributed.by_main(lambda: verify((*corpora.datasets, valid_dataset)))
+        rehearsed = dry_run.rehearse(engine, world, map(make, range(min(steps, dry_run.STEPS))), begin.seed)
+        if world.is_main:
+            say(headline(distiller, config, world, corpora.summary(steps * batch), steps, 0))
+            found = dry_run.report(rehearsed, engine, config, memory, steps, checkpoints, folder.path)
+            dry_run.show(folder.path, found)
+        return
+
     signs = StopSigns(folder.path, seconds(ends.time_limit))
     with Training(engine, folder, world, signs, steps, last, begin.seed, cadence, keep, ends) as training:
         training.say(headline(distiller, config, world, corpora.summary(steps * batch), steps, engine.global_steps))
-        shapes, entropy = None, stream.unigram_entropy()
+        entropy = stream.unigram_entropy()
         samples = Samples.of(valid, folder.path / TOKENIZER) if valid and world.is_main else None
         if training.todo and distiller.should_compile(speed.compile):
             shapes = stream.shapes(training.todo, world.ranks * accumulation, speed.token_block)
             compile_for(shapes, training)
 
-        def make(step: int) -> list[tuple[MicroBatch, Batch]]:
-            made = stream.micro_batches(step, world.rank, world.ranks, accumulation, shapes)
-            return [(part, Batch.of(part, world.device)) for part in made]
-
         def flops(part: MicroBatch) -> float:
             tokens = Tokens.within(part.cu_seqlens, part.tokens, None if distiller.dense else part.labels.size)
-            return step_flops(teacher.config if teacher else None, student.config, tokens)
+            return step_flops(*models_of, tokens)
 
         def measure() -> dict[str, float]:
             assert valid
@@ -163,6 +184,7 @@ def train(
             progress=lambda step: corpora.epochs(step * batch), flops=flops,
             measure=measure if valid else None,
         ))  # fmt: skip
+        training.say(dry_run.beside(memory, world))
         training.done(f"Next: python -m model.export {folder.path} --output {folder.path}/export")
 
 
@@ -175,6 +197,18 @@ def load_student(name: str, seed: int, attention_dropout: float | None) -> DilBe
     if attention_dropout is not None:
         student.set_attention_dropout(attention_dropout)
     return student.train()
+
+
+def verify(datasets: Iterable[Dataset | None]) -> None:
+    """Read all of the data and check it.
+
+    Raises:
+        DataError: names what is damaged.
+    """
+    for dataset in filter(None, datasets):
+        say(f"verifying {dataset.path}")
+        if faults := describe.verify(dataset):
+            raise DataError("\n".join(faults[:10]))
 
 
 def teacher_in_fp8(distiller: Distiller, batch: Batch, most: float, world: World) -> None:
@@ -236,9 +270,11 @@ GROUPS = (Paths, Length, Objective, MaskingSettings, OrderSettings, Freezing, Sp
 def main() -> None:
     """Command line."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING if distributed.is_main() else logging.ERROR)
-    paths, *settings = parse(DESCRIPTION, *GROUPS, example=EXAMPLE, prog="train_dilbert.py", config=True)
+    paths, *settings, begin = parse(DESCRIPTION, *GROUPS, example=EXAMPLE, prog="train_dilbert.py", config=True)
+    if begin.dry_run:
+        paths = replace(paths, output=paths.output / dry_run.FOLDER)
     with Lock(paths.output) as lock:  # however the run ends, its folder is free again
-        train(lock, paths, *settings)
+        train(lock, paths, *settings, begin)
 
 
 if __name__ == "__main__":

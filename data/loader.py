@@ -85,14 +85,24 @@ class TrainingStream:
             parts: of a step: ranks x accumulation.
             block: as for `Shapes.expected`.
         """
-        sizes: list[tuple[int, int]] = []
+        longest = max(dataset.longest for dataset in self.corpora.datasets)
+        return Shapes.expected(list(self._sizes(steps, parts)), longest, self.vocabulary.pad_id, block)
+
+    def largest(self, steps: range, parts: int) -> int:
+        """Tokens of the largest micro-batch of some of these steps; 0: there are no steps.
+
+        Args:
+            parts: of a step: ranks x accumulation.
+        """
+        return max((tokens for tokens, _ in self._sizes(steps, parts)), default=0)
+
+    def _sizes(self, steps: range, parts: int) -> Iterator[tuple[int, int]]:
+        """Tokens and sequences of each micro-batch of a sample of steps."""
         for step in steps[:: max(1, len(steps) // _SAMPLED)]:
             lengths = self.packer.plan(self.rows(step)).lengths
             part_of = deal(lengths, parts)
             tokens = np.bincount(part_of, lengths, parts).astype(int)
-            sizes += zip(tokens.tolist(), np.bincount(part_of, minlength=parts).tolist(), strict=True)
-        longest = max(dataset.longest for dataset in self.corpora.datasets)
-        return Shapes.expected(sizes, longest, self.vocabulary.pad_id, block)
+            yield from zip(tokens.tolist(), np.bincount(part_of, minlength=parts).tolist(), strict=True)
 
     def rows(self, step: int) -> Rows:
         """The sequences of a step."""

@@ -13,6 +13,9 @@ from typing import Protocol, Self
 
 import numpy as np
 
+from launch import ds_config
+from launch.errors import ConfigError
+
 ALIGNMENT = 64  # columns of the logits, see model/kernels/distillation.py
 ADAM = 12  # bytes a parameter: weight and two moments in fp32
 
@@ -151,6 +154,37 @@ class Engine:
     def rounds(self, accumulation: int) -> int:
         """How often gradients are reduced in a step of so many micro-batches."""
         return accumulation if self.stage == 2 else 1
+
+
+def engine(config: ds_config.Json) -> Engine:
+    """What DeepSpeed 0.19 makes of its JSON: gradients travel in `communication_data_type` or, where that is not said,
+    as the weights are; bf16 with fp32 sums at stage 1 is its BF16_Optimizer, which overlaps nothing.
+
+    Raises:
+        ConfigError: a size of buckets that is none.
+    """
+    precision, zero = ds_config.precision(config), config.get("zero_optimization", {})
+    element = _bytes(precision)
+    accumulated = _bytes(config.get("data_types", {}).get("grad_accum_dtype") or precision)
+    offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    stage, bucket = ds_config.stage(config), zero.get("reduce_bucket_size", 5e8)
+    if not isinstance(bucket, int | float) or bucket < 1:
+        raise ConfigError(f"key 'zero_optimization.reduce_bucket_size': {bucket!r} must be a positive number")
+    return Engine(
+        stage=stage,
+        element=element,
+        accumulated=accumulated,
+        wire=_bytes(config.get("communication_data_type") or precision),
+        bucket=int(bucket),
+        overlap=bool(zero.get("overlap_comm")),
+        flat=precision == "bf16" and stage == 1 and accumulated == 4 and not offload,
+        offload=offload,
+    )
+
+
+def _bytes(dtype: object) -> int:
+    """Of a type by DeepSpeed's names."""
+    return 2 if "16" in str(dtype) or dtype == "half" else 4
 
 
 def optimizer_bytes(count: int, engine: Engine, ranks: int) -> float:

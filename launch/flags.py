@@ -139,11 +139,32 @@ class Ends:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What it costs."""
+
+    price_per_hour: float | None = flag(
+        None, "of all machines of the job, in any currency: the log says what the run has cost until then", "PRICE"
+    )
+
+    def __post_init__(self) -> None:
+        price = self.price_per_hour
+        require(price is None or 0 < price < math.inf, "price_per_hour", price, "must be positive")
+
+    def after(self, seconds: float) -> dict[str, float]:
+        """The figure for the log, so long after the start; none without a price."""
+        return {} if self.price_per_hour is None else {"cost": self.price_per_hour * seconds / 3600}
+
+
+@dataclass(frozen=True)
 class Start:
     """How it starts."""
 
     seed: int = flag(0, "of order, masks, dropout and random weights")
     fresh: bool = flag(False, "move an earlier run in --output aside and start over")
+    dry_run: bool = flag(
+        False, "check all, verify the data, take a few real steps, and say what the run will take of memory, disk and "
+        "time; writes to OUTPUT/dry-run only",
+    )  # fmt: skip
     allow_change: tuple[str, ...] = flag((), "flags or JSON keys that may differ from the run's record", "KEY")
     ranks: int | None = flag(None, "refuse to start on any other number of ranks", "RANKS")
     local_rank: int = flag(-1, "taken from launchers and passed over: the environment's LOCAL_RANK counts")
@@ -155,5 +176,5 @@ FREE = frozenset({
     "max_steps", "epochs", "stop_at_step", "log_interval", "checkpoint_interval", "eval_interval", "fresh",
     "allow_change", "local_rank", "deepspeed", "deepspeed_config", "data", "valid_data", "teacher", "student", "output",
     "compile", "token_block", "keep_last", "keep_every", "ranks", "time_limit", "max_bad_steps", "hang_timeout",
-    "eval_only", "predict", "seeds", "eval_batch",
+    "dry_run", "eval_only", "predict", "seeds", "eval_batch", "price_per_hour",
 })  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 from data.indexed import Dataset
 from launch import costs, ds_config, plan_report, scaling
 from launch.args import flag, parse, require
-from launch.costs import Engine, Tokens
+from launch.costs import Tokens
 from launch.errors import ConfigError, did_you_mean, run
 from launch.plan_report import columns, section
 from launch.retention import Retention
@@ -149,37 +149,6 @@ def shape(path: Path | None, default: BertConfig) -> BertConfig:
     return BertConfig.read(path.parent if path.name == "config.json" else path)
 
 
-def engine(config: ds_config.Json) -> Engine:
-    """What DeepSpeed 0.19 makes of its JSON: gradients travel in `communication_data_type` or, where that is not said,
-    as the weights are; bf16 with fp32 sums at stage 1 is its BF16_Optimizer, which overlaps nothing.
-
-    Raises:
-        ConfigError: a size of buckets that is none.
-    """
-    precision, zero = ds_config.precision(config), config.get("zero_optimization", {})
-    element = _bytes(precision)
-    accumulated = _bytes(config.get("data_types", {}).get("grad_accum_dtype") or precision)
-    offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
-    stage, bucket = ds_config.stage(config), zero.get("reduce_bucket_size", 5e8)
-    if not isinstance(bucket, int | float) or bucket < 1:
-        raise ConfigError(f"key 'zero_optimization.reduce_bucket_size': {bucket!r} must be a positive number")
-    return Engine(
-        stage=stage,
-        element=element,
-        accumulated=accumulated,
-        wire=_bytes(config.get("communication_data_type") or precision),
-        bucket=int(bucket),
-        overlap=bool(zero.get("overlap_comm")),
-        flat=precision == "bf16" and stage == 1 and accumulated == 4 and not offload,
-        offload=offload,
-    )
-
-
-def _bytes(dtype: object) -> int:
-    """Of a type by DeepSpeed's names."""
-    return 2 if "16" in str(dtype) or dtype == "half" else 4
-
-
 def configuration(recipe: Recipe, hardware: Hardware) -> ds_config.Json:
     """The JSON with the flags' values in it and its three batch sizes explicit.
 
@@ -213,7 +182,7 @@ def job_of(recipe: Recipe, config: ds_config.Json, data: Corpus) -> Job:
     return Job(
         teacher=shape(recipe.teacher_config, BertConfig()),
         student=shape(recipe.student_config, STUDENT),
-        engine=engine(config),
+        engine=costs.engine(config),
         sequence=Tokens(data.tokens, data.squares, data.tokens) * (1 / data.sequences),
         batch=config["train_batch_size"],
         micro=config["train_micro_batch_size_per_gpu"],

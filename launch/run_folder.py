@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from launch import agreement, commit, ds_config, lock
 from launch.args import option, plain
 from launch.distributed import World, by_main
+from launch.energy import counters
 from launch.errors import CheckpointError, ConfigError
 from launch.stop import STOP
 
@@ -27,7 +29,7 @@ MODEL = "model"  # key of config.json: the student's architecture, as Hugging Fa
 HEAD = "head"  # kind and labels of a task's head; pre-training has none
 IDENTITY = ("fingerprint", MODEL, HEAD, "teacher")  # the data stream, the student's architecture, the teacher's weights
 # Flags that say how to start, not what to run: a run that is repeated by its config.json does not repeat them.
-OF_A_START = frozenset({"fresh", "allow_change", "local_rank", "stop_at_step", "ranks", "deepspeed"})
+OF_A_START = frozenset({"fresh", "allow_change", "local_rank", "stop_at_step", "ranks", "deepspeed", "dry_run"})
 TOKENIZER = "tokenizer"  # folder: the tokenizer's files
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
@@ -51,6 +53,14 @@ class RunFolder:
                 number += 1
             os.rename(self.path, target)
             lock.carry(target, self.path)
+
+    def clear(self) -> None:
+        """Remove all but the lock."""
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != lock.NAME:
+                path.unlink()
 
     def recorded(self) -> dict[str, Any] | None:
         """The `config.json` of an earlier start, if there was one."""
@@ -161,6 +171,7 @@ def environment(world: World, **facts: Any) -> dict[str, Any]:
         "ranks": world.ranks,
         "device": device,
         "cores": len(os.sched_getaffinity(0)),
+        "energy_counters": sorted({counter.kind for counter in counters(world)}),
         **facts,
     }
 

@@ -226,6 +226,17 @@ def test_several_seeds_stop_and_go_on(models, sst2, config, tmp_path):
     assert RunFolder(tmp_path / "run").read("DONE.json") == {"seeds": [0, 1]}
 
 
+def test_a_dry_run(models, sst2, config, tmp_path):
+    argv = words(
+        "sst2", sst2, models[1], tmp_path / "run", "--deepspeed_config", config, "--max-steps", 4, "--seeds", 2
+    )
+    said = tune([*argv, "--dry-run"], ranks=2)
+    assert "learning rate (at most 0.001)" in said
+    assert "memory of a rank" in said and "logits" not in said
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["dry-run"]
+    assert not (tmp_path / "run" / "dry-run" / "log.jsonl").exists()
+
+
 def test_squad(models, squad, config, tmp_path):
     from model.export import export
 

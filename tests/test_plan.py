@@ -292,7 +292,7 @@ class Jobs:
         results = run_ranks(ranks, counted, argv)
         assert [code for code, *_ in results] == [0] * ranks, results[0][1]
         done = folder / "run" / "checkpoints" / checkpoint.tag(STEPS)
-        return done, results[0][2], plan.engine(ds_config.load(path, "cpu"))
+        return done, results[0][2], costs.engine(ds_config.load(path, "cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -423,7 +423,7 @@ PRE_TRAINING = [path for path in sorted((ROOT / "ds_configs").glob("*.json")) if
 @pytest.mark.parametrize("path", PRE_TRAINING, ids=lambda path: path.stem)
 def test_configurations(path):
     """What each shipped JSON means, as `test_messages_of_two_ranks` measured it."""
-    engine = plan.engine(ds_config.load(path, "cuda"))
+    engine = costs.engine(ds_config.load(path, "cuda"))
     assert engine.stage == int(path.stem[4]) if path.stem != "cpu" else engine.stage == 2
     assert engine.element == (4 if path.stem == "cpu" else 2)
     assert engine.wire == (2 if "fp16" in path.stem else 4)
@@ -467,7 +467,7 @@ def test_mistakes(words, message, monkeypatch, capsys):
 def test_a_bucket_is_a_number(tmp_path):
     path = config_file(tmp_path / "c.json", zero_optimization={"stage": 2, "reduce_bucket_size": "big"})
     with pytest.raises(errors.ConfigError, match=r"key 'zero_optimization\.reduce_bucket_size': 'big'"):
-        plan.engine(ds_config.load(path, "cpu"))
+        costs.engine(ds_config.load(path, "cpu"))
 
 
 def test_a_missing_dataset_is_exit_3(monkeypatch, capsys, tmp_path):

@@ -12,6 +12,7 @@ from data.batching import deal, positions_within
 from data.order import sequences_at
 from data.tasks.task import Features
 
+_SAMPLED = 64  # steps
 LAW = 1  # bump it when the same fingerprint would give other inputs in some step
 
 
@@ -78,6 +79,15 @@ class TaskStream:
         return [
             _pack(self.features, numbers[part_of == part], step, part, self.batch) for part in range(rank, parts, ranks)
         ]
+
+    def largest(self, steps: range, parts: int) -> int:
+        """Tokens of the largest micro-batch of some of these steps; 0: there are no steps.
+
+        Args:
+            parts: of a step: ranks x accumulation.
+        """
+        sizes = (self.features.lengths[self._at(step)[1]] for step in steps[:: max(1, len(steps) // _SAMPLED)])
+        return max((int(np.bincount(deal(lengths, parts), lengths).max()) for lengths in sizes), default=0)
 
     def _at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Epoch and number of each input of a step."""

@@ -1,0 +1,172 @@
+"""A rehearsal of a run: a few real steps that nothing is kept of, and what they and formulas say of the whole."""
+
+import math
+import resource
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from launch import commit, costs, space
+from launch.costs import Shape
+from launch.distributed import World, gather, seed_dropout
+from launch.errors import NonFiniteError, say
+from launch.log import duration
+from launch.monitor import peak_memory
+from launch.plan_report import section
+from launch.training import Part
+
+FOLDER = "dry-run"
+STEPS = 3  # the first of them also builds what later ones find
+_WIDTH, _HEIGHT = 72, 8  # of the plot
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What was measured.
+
+    Attributes:
+        seconds: of a step, without the first.
+        tokens: real ones of a step, over all ranks.
+        peak: bytes at most, on the rank that had most.
+    """
+
+    seconds: float
+    tokens: float
+    peak: float
+
+
+def rehearse(engine: Any, world: World, parts: Iterable[Sequence[tuple[Part, Any]]], seed: int) -> Rehearsal:
+    """Take the steps; all ranks call it.
+
+    Raises:
+        NonFiniteError: a loss is not finite.
+    """
+    seconds, tokens = [], 0
+    for step in parts:
+        start = time.perf_counter()
+        for part, batch in step:
+            seed_dropout(seed, part.step, part.part)
+            loss, _ = engine(batch.to(world.device))
+            engine.backward(loss)
+            engine.step()
+            tokens += part.tokens
+        if not math.isfinite(float(loss.detach())):
+            raise NonFiniteError(f"the loss of the first steps is {float(loss.detach())}")
+        seconds.append(time.perf_counter() - start)
+    counts, peaks = zip(*gather((tokens, peak_memory(world.device))), strict=True)
+    steps = len(seconds)
+    return Rehearsal(sum(seconds[1:] or seconds) / max(steps - 1, 1), sum(counts) / steps, max(peaks))
+
+
+def resident(world: World) -> float:
+    """Bytes that this process has: of the GPU's memory or, on a CPU, in all."""
+    if world.device.type == "cuda":
+        return float(torch.cuda.memory_allocated(world.device))
+    with open("/proc/self/statm") as file:
+        return float(int(file.read().split()[1]) * resource.getpagesize())
+
+
+def learning_rates(engine: Any, steps: int) -> list[float]:
+    """Of each of some steps, evenly spaced from the first to the last, as DeepSpeed's scheduler gives them."""
+    scheduler = engine.lr_scheduler
+    if scheduler is None or not hasattr(scheduler, "last_batch_iteration"):
+        return [engine.get_lr()[0]] * min(steps, _WIDTH)
+    now, found = scheduler.last_batch_iteration, []
+    count = min(steps, _WIDTH)
+    for i in range(count):
+        scheduler.last_batch_iteration = max(0, round(i * (steps - 1) / max(count - 1, 1)) - 1)
+        found.append(float(scheduler.get_lr()[0]))
+    scheduler.last_batch_iteration = now
+    return found
+
+
+def plot(values: Sequence[float], steps: int) -> str:
+    """A curve in plain characters."""
+    top = max(values) or 1.0
+    heights = [round(value / top * (_HEIGHT * 8)) for value in values]
+    rows = []
+    for row in reversed(range(_HEIGHT)):
+        cells = "".join(" ▁▂▃▄▅▆▇█"[min(max(height - 8 * row, 0), 8)] for height in heights)
+        label = f"{top:.1e}" if row == _HEIGHT - 1 else "0" if row == 0 else ""
+        rows.append(f"{label:>8} |{cells}")
+    return "\n".join([*rows, f"{'step':>8}  1{steps:>{max(len(values) - 1, 1)},}"])
+
+
+def memory(
+    teacher: Shape | None, student: Shape, config: dict[str, Any], world: World, before: float, largest: int, chunk: int
+) -> dict[str, float]:
+    """Bytes of a rank by part, by formula. On a CPU, models, libraries and all else that the process had before the
+    engine was made are one part, measured; memory that is set aside and never touched counts for nothing there.
+
+    Args:
+        before: what `resident` said then.
+        largest: tokens of the largest micro-batch.
+        chunk: rows of logits at once; 0: no losses over the vocabulary.
+    """
+    engine, count = costs.engine(config), costs.parameters(student)
+    if world.device.type == "cpu":
+        engine = replace(engine, bucket=min(engine.bucket, count), overlap=False)
+    parts = costs.memory(teacher, student, engine, world.ranks, largest, chunk)
+    if not chunk:
+        del parts["logits"]
+    if world.device.type == "cpu":
+        parts = {"before the engine": before, **parts}
+        del parts["teacher"], parts["student"]
+    return parts
+
+
+def beside(parts: dict[str, float], world: World) -> str:
+    """The forecast, and what it came to."""
+    peak = peak_memory(world.device)
+    return f"memory of a rank: {peak / 1e9:.2f} GB at most, forecast {sum(parts.values()) / 1e9:.2f} GB"
+
+
+def report(
+    rehearsal: Rehearsal, engine: Any, config: dict[str, Any], parts: dict[str, float], steps: int, checkpoints: int,
+    folder: Path,
+) -> Iterator[str]:  # fmt: skip
+    """What there is to say, line by line.
+
+    Args:
+        parts: of the memory, bytes.
+        checkpoints: most that will be on the disk at once.
+        folder: where they will be.
+    """
+    batch, ranks = config["train_batch_size"], dist.get_world_size()
+    micro, accumulation = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]
+    trained = sum(p.numel() for p in engine.module.parameters() if p.requires_grad)
+    yield from section("batch", [
+        ("sequences", f"{batch:,}", f"{micro} x {accumulation} accumulation x {ranks} rank(s)"),
+        ("tokens", f"{rehearsal.tokens:,.0f}", f"in the steps taken; {rehearsal.tokens / batch:.1f} a sequence"),
+        ("parameters", f"{trained:,}", "that are trained"),
+    ])  # fmt: skip
+    rates = learning_rates(engine, steps)
+    yield from ("", f"learning rate (at most {max(rates):.3g})", plot(rates, steps))
+    total = sum(parts.values())
+    rows = [(name, f"{size / 1e9:.2f} GB", "") for name, size in parts.items()]
+    rows.append(
+        ("in all", f"{total / 1e9:.2f} GB", f"measured: {rehearsal.peak / 1e9:.2f} GB at most, in {STEPS} steps")
+    )
+    yield from section("memory of a rank", rows)
+    one, free = space.forecast(engine), shutil.disk_usage(folder).free
+    yield from section("disk", [
+        ("checkpoint", f"{one / 1e9:.2f} GB", ""),
+        ("in all", f"{checkpoints * one / 1e9:.2f} GB", f"{checkpoints} at once, of {free / 1e9:.1f} GB that are free"),
+    ])  # fmt: skip
+    yield from section("time", [
+        ("step", f"{rehearsal.seconds:.3f} s", f"{rehearsal.tokens / rehearsal.seconds:,.0f} tokens/s"),
+        ("run", duration(rehearsal.seconds * steps), f"{steps:,} steps, without measuring and saving"),
+    ])  # fmt: skip
+
+
+def show(folder: Path, lines: Iterable[str]) -> None:
+    """On the console, and in the folder."""
+    text = "\n".join(lines)
+    say(text)
+    commit.write_text(folder / "report.txt", text + "\n")
