@@ -7,10 +7,10 @@
 
 // Mirrors attention.py's ctypes structures.
 struct Scores {
-  void* scores;    // [rows, columns], products of queries and keys; become weights, after dropout
+  void* scores;    // [heads, columns, columns], products of queries and keys; become weights, after dropout
   void* gradient;  // backward: of the weights after dropout; becomes that of the products
-  int64_t rows, columns;
-  int64_t first;  // number of the first row, in the key of dropout
+  int64_t heads, length, columns;  // rows and columns from `length` on are filler: they become 0
+  int64_t first;  // number of the first row, in the key of dropout; filler is not counted
   uint64_t seed;
   float scale, dropout;
   int32_t bf16, threads;
@@ -18,8 +18,8 @@ struct Scores {
 
 struct Layout {
   void* tokens;  // [T, heads, width], `stride` bytes from one token to the next
-  void* heads;   // [heads, length, width] for each sequence, one after another
-  const int32_t* ends;  // [sequences + 1], cumulative lengths
+  void* heads;   // [heads, length with filler, width] for each sequence, one after another; filler becomes 0
+  const int32_t *ends, *places;  // [sequences + 1], cumulative lengths, and those with filler
   int64_t sequences, count, stride, width;  // heads; bytes of one head of one token
   int32_t inverse, threads;
 };
@@ -45,37 +45,42 @@ void softmax(const T* scores, float scale, float* into, int64_t n) {
   for (int64_t i = 0; i < n; ++i) into[i] *= one;
 }
 
+// A row of scores, and of their gradient, without filler.
 template <typename T>
-void forward(const Scores& s, int64_t row, float* p) {
-  T* scores = static_cast<T*>(s.scores) + row * s.columns;
-  softmax(scores, s.scale, p, s.columns);
-  const Dropout keep(s.dropout, s.seed, s.first + row);
+struct Row {
+  T *scores, *gradient;
+  int64_t number;  // in the key of dropout
+};
+
+template <typename T>
+void forward(const Scores& s, const Row<T>& row, float* p) {
+  softmax(row.scores, s.scale, p, s.length);
+  const Dropout keep(s.dropout, s.seed, row.number);
   if (s.dropout > 0) {
 #pragma omp simd
-    for (int64_t i = 0; i < s.columns; ++i) write(scores + i, p[i] * keep(i));
+    for (int64_t i = 0; i < s.length; ++i) write(row.scores + i, p[i] * keep(i));
   } else {
 #pragma omp simd
-    for (int64_t i = 0; i < s.columns; ++i) write(scores + i, p[i]);
+    for (int64_t i = 0; i < s.length; ++i) write(row.scores + i, p[i]);
   }
 }
 
 // With w = p x keep: the gradient of a product is scale x (keep x g - sum(w x g)) x p.
 template <typename T>
-void backward(const Scores& s, int64_t row, float* p) {
-  T *scores = static_cast<T*>(s.scores) + row * s.columns, *gradient = static_cast<T*>(s.gradient) + row * s.columns;
-  float* kept = p + s.columns;
-  softmax(scores, s.scale, p, s.columns);
-  const Dropout keep(s.dropout, s.seed, s.first + row);
+void backward(const Scores& s, const Row<T>& row, float* p) {
+  float* kept = p + s.length;
+  softmax(row.scores, s.scale, p, s.length);
+  const Dropout keep(s.dropout, s.seed, row.number);
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < s.columns; ++i) {
+  for (int64_t i = 0; i < s.length; ++i) {
     kept[i] = keep(i);
-    sum += p[i] * kept[i] * read(gradient + i);
+    sum += p[i] * kept[i] * read(row.gradient + i);
   }
 #pragma omp simd
-  for (int64_t i = 0; i < s.columns; ++i) {
-    write(scores + i, p[i] * kept[i]);
-    write(gradient + i, s.scale * p[i] * (kept[i] * read(gradient + i) - sum));
+  for (int64_t i = 0; i < s.length; ++i) {
+    write(row.scores + i, p[i] * kept[i]);
+    write(row.gradient + i, s.scale * p[i] * (kept[i] * read(row.gradient + i) - sum));
   }
 }
 
@@ -83,10 +88,15 @@ template <typename T>
 void all(const Scores& s) {
 #pragma omp parallel num_threads(s.threads)
   {
-    float* scratch = new float[2 * s.columns];
+    float* scratch = new float[2 * s.length];
 #pragma omp for schedule(static)
-    for (int64_t row = 0; row < s.rows; ++row) {
-      s.gradient ? backward<T>(s, row, scratch) : forward<T>(s, row, scratch);
+    for (int64_t i = 0; i < s.heads * s.columns; ++i) {
+      const int64_t head = i / s.columns, place = i % s.columns, real = place < s.length ? s.length : 0;
+      Row<T> row{static_cast<T*>(s.scores) + i * s.columns, static_cast<T*>(s.gradient) + i * s.columns,
+                 s.first + head * s.length + place};
+      if (real) s.gradient ? backward(s, row, scratch) : forward(s, row, scratch);
+      std::memset(row.scores + real, 0, (s.columns - real) * sizeof(T));
+      if (s.gradient) std::memset(row.gradient + real, 0, (s.columns - real) * sizeof(T));
     }
     delete[] scratch;
   }
@@ -103,12 +113,14 @@ extern "C" void attention_layout(const Layout* l) {
   for (int64_t s = 0; s < l->sequences; ++s) {
     for (int64_t n = 0; n < l->count; ++n) {
       const int64_t start = l->ends[s], length = l->ends[s + 1] - start;
+      const int64_t place = l->places[s], filled = l->places[s + 1] - place;
       char* tokens = static_cast<char*>(l->tokens) + start * l->stride + n * l->width;
-      char* heads = static_cast<char*>(l->heads) + (start * l->count + n * length) * l->width;
+      char* heads = static_cast<char*>(l->heads) + (place * l->count + n * filled) * l->width;
       for (int64_t i = 0; i < length; ++i) {
         char *token = tokens + i * l->stride, *head = heads + i * l->width;
         l->inverse ? std::memcpy(token, head, l->width) : std::memcpy(head, token, l->width);
       }
+      if (!l->inverse) std::memset(heads + length * l->width, 0, (filled - length) * l->width);
     }
   }
 }
