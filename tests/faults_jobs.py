@@ -18,7 +18,8 @@ from launch.checkpoint import Checkpoint
 from launch.log import LOG, read_log
 
 STEPS, INTERVAL = 60, 2  # steps of a run, and between its checkpoints
-CHANGING = ("seconds", "tokens_per_second", "slowest", "data_wait")  # what begins so in the log is about time
+# What begins so in the log is about time and the machine.
+CHANGING = ("seconds", "tokens_per_second", "slowest", "data_wait", "memory", "tflops", "mfu", "energy", "cost")
 
 
 @dataclass(frozen=True)
