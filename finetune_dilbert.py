@@ -28,7 +28,7 @@ from launch.args import flag, parse, require
 from launch.costs import Tokens, task_flops
 from launch.distributed import World
 from launch.errors import CheckpointError, Stopped, run, say
-from launch.flags import FREE, Cadence, Ends, Start, TaskLength
+from launch.flags import FREE, Cadence, Cost, Ends, Start, TaskLength
 from launch.lock import Lock
 from launch.progress import bar
 from launch.retention import Retention
@@ -75,19 +75,23 @@ class Evaluation:
 
     eval_only: bool = flag(False, "measure --model as it is: nothing is trained")
     predict: Path | None = flag(None, "write the predictions on the evaluation data there, too", "FILE")
+    test: bool = flag(False, "with --eval-only --predict: on GLUE's test set, which has no labels; its server marks it")
     seeds: int = flag(1, "runs, by --seed and the numbers after it, each in a folder of its own; their median counts")
     eval_batch: int = flag(32, "sequences at once; the figures do not depend on it")
 
     def __post_init__(self) -> None:
         for name in ("seeds", "eval_batch"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        alone = self.eval_only and self.predict is not None
+        require(not self.test or alone, "test", self.test, "has no labels: give --eval-only and --predict FILE with it")
         one = not self.eval_only and self.predict is None
         require(self.seeds == 1 or one, "seeds", self.seeds, "several runs, but one is measured or predicts")
 
 
 def finetune(
     lock: Lock, inputs: Inputs, world: World, signs: StopSigns, paths: Paths, length: TaskLength,
-    objective: TaskObjective, evaluation: Evaluation, cadence: Cadence, keep: Retention, ends: Ends, begin: Start,
+    objective: TaskObjective, evaluation: Evaluation, cadence: Cadence, keep: Retention, ends: Ends, cost: Cost,
+    begin: Start,
 ) -> dict[str, float]:  # fmt: skip
     """The story of one run, top to bottom.
 
@@ -117,7 +121,7 @@ def finetune(
     accumulation = config["gradient_accumulation_steps"]
 
     # A run goes on as it was started, or not at all.
-    flags = flags_of(paths, length, inputs.settings, objective, evaluation, cadence, keep, ends, begin)
+    flags = flags_of(paths, length, inputs.settings, objective, evaluation, cadence, keep, ends, cost, begin)
     record: dict[str, Any] = {"flags": flags, "deepspeed_config": raw_config, "fingerprint": stream.fingerprint()}
     record |= {MODEL: student.config.to_dict(), HEAD: student.task.to_dict()}
     record |= {"teacher": hf.fingerprint(teacher) if teacher else None}
@@ -158,7 +162,7 @@ def finetune(
         return {}
 
     examiner = Examiner(tuner, inputs, world, evaluation.eval_batch)
-    with Training(engine, folder, world, signs, steps, last, begin.seed, cadence, keep, ends) as training:
+    with Training(engine, folder, world, signs, steps, last, begin.seed, cadence, keep, ends, cost) as training:
         training.say(headline(tuner, inputs, config, world, steps, engine.global_steps))
 
         def flops(part: TaskBatch) -> float:
@@ -201,9 +205,13 @@ def evaluate(inputs: Inputs, paths: Paths, evaluation: Evaluation, world: World)
     examiner = Examiner(tuner, inputs, world, evaluation.eval_batch)
     with bar(examiner.batches, " batches", "measuring") as progress:
         metrics = examiner.measure(lambda _: progress.update())
-    keep_result(RunFolder(paths.output), inputs, paths, evaluation, examiner, world, seed=None, step=None)
+    if inputs.labelled:
+        keep_result(RunFolder(paths.output), inputs, paths, evaluation, examiner, world, seed=None, step=None)
+    elif world.is_main and evaluation.predict:
+        examiner.write(evaluation.predict)
     if world.is_main:
-        say(f"{inputs.task.name} | {shown(metrics)}")
+        where = f"predictions: {evaluation.predict}" if evaluation.predict else ""
+        say(" | ".join(filter(None, (inputs.task.name, shown(metrics), where))))
 
 
 def several(
@@ -271,14 +279,14 @@ def shown(metrics: dict[str, float]) -> str:
     return " | ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
-GROUPS = (Paths, TaskLength, FeatureSettings, TaskObjective, Evaluation, Cadence, Retention, Ends, Start)
+GROUPS = (Paths, TaskLength, FeatureSettings, TaskObjective, Evaluation, Cadence, Retention, Ends, Cost, Start)
 
 
 def main() -> None:
     """Command line."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING if distributed.is_main() else logging.ERROR)
     groups = parse(DESCRIPTION, *GROUPS, example=EXAMPLE, prog="finetune_dilbert.py", config=True)
-    paths, length, features, objective, evaluation, cadence, keep, ends, begin = groups
+    paths, length, features, objective, evaluation, cadence, keep, ends, cost, begin = groups
     if not evaluation.eval_only:
         load_config(paths)  # before the data, which takes longer
     if begin.dry_run:  # of the first seed
@@ -286,7 +294,9 @@ def main() -> None:
     with Lock(paths.output) as lock:  # however the run ends, its folder is free again
         world = distributed.start(begin.ranks)
         with agreement.together():
-            inputs = Inputs.read(paths.task, paths.data, paths.model, features, trains=not evaluation.eval_only)
+            inputs = Inputs.read(
+                paths.task, paths.data, paths.model, features, not evaluation.eval_only, evaluation.test
+            )
         if evaluation.eval_only:
             lock.take()
             return evaluate(inputs, paths, evaluation, world)
@@ -294,7 +304,7 @@ def main() -> None:
 
         def one(lock: Lock, paths: Paths, seed: int) -> dict[str, float]:
             own = replace(begin, seed=seed)
-            settings = (paths, length, objective, evaluation, cadence, keep, ends, own)
+            settings = (paths, length, objective, evaluation, cadence, keep, ends, cost, own)
             return finetune(lock, inputs, world, signs, *settings)
 
         if evaluation.seeds == 1:

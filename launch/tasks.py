@@ -12,6 +12,7 @@ from data.tasks import TASKS, Example, Features, FeatureSettings, Task
 from data.tasks.stream import in_order
 from data.tokenizer import load_tokenizer, vocabulary_of
 from launch import distributed
+from launch.args import require
 from launch.distributed import World
 from launch.evaluate import shape_of
 from launch.preflight import Shape, check_features
@@ -27,6 +28,7 @@ class Inputs:
         source: the tokenizer, by the name of its model.
         train: None where nothing is trained.
         held_out: by name of the split: most tasks have one.
+        labelled: whether the held-out data have labels.
     """
 
     task: Task
@@ -34,15 +36,19 @@ class Inputs:
     source: Shape
     train: Features | None
     held_out: dict[str, tuple[list[Example], Features]]
+    labelled: bool
 
     @classmethod
-    def read(cls, name: str, data: Path | None, model: str, settings: FeatureSettings, trains: bool) -> Self:
+    def read(
+        cls, name: str, data: Path | None, model: str, settings: FeatureSettings, trains: bool, test: bool = False
+    ) -> Self:
         """Read the task's files, and make features of them by a model's tokenizer.
 
         Args:
             name: of the task.
             data: folder; None: the hub.
             trains: whether the training examples are needed.
+            test: take the task's test sets, which have no labels, for held-out data.
 
         Raises:
             DataError, ConfigError: files or tokenizer are missing, damaged, or not what they should be.
@@ -53,11 +59,12 @@ class Inputs:
             return task.features(examples, tokenizer, settings, training)
 
         train = features(task.read(data, "train"), True) if trains else None
-        read = {split: task.read(data, split) for split in task.splits}
+        require(not test or bool(task.tests), "test", test, f"{name} has no test set that is published without labels")
+        read = {split: task.read(data, split) for split in (task.tests if test else task.splits)}
         held_out = {split: (examples, features(examples, False)) for split, examples in read.items()}
         vocabulary = vocabulary_of(tokenizer)
         source = Shape(model, vocabulary.size, tokenizer_hash=vocabulary.tokenizer_hash)
-        return cls(task, settings, source, train, held_out)
+        return cls(task, settings, source, train, held_out, labelled=not test)
 
     def check(self, *models: tuple[str | None, TaskModel | None]) -> None:
         """Models and features agree: vocabulary, tokenizer, positions; or ConfigError says what to do."""
@@ -90,7 +97,8 @@ class Examiner:
         return sum(math.ceil(len(features) / (self.size * self.world.ranks)) for _, features in held_out)
 
     def measure(self, alive: Callable[[str], None] = lambda _: None) -> dict[str, float]:
-        """The task's metrics, the same on all ranks; with several splits, their names stand before them.
+        """The task's metrics, the same on all ranks; with several splits, their names stand before them. None of data
+        without labels.
 
         Args:
             alive: called before each batch.
@@ -98,6 +106,8 @@ class Examiner:
         self.metrics, splits = {}, self.inputs.held_out
         for name, (examples, features) in splits.items():
             outputs = self.outputs[name] = self._outputs(features, alive)
+            if not self.inputs.labelled:
+                continue
             prefix = f"{name}_" if len(splits) > 1 else ""
             scores = self.inputs.task.score(examples, features, outputs, self.inputs.settings)
             self.metrics |= {f"{prefix}{metric}": value for metric, value in scores.items()}

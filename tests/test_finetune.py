@@ -194,6 +194,21 @@ def test_evaluation_alone(exported, finished, sst2, tmp_path):
     assert np.mean(right) == result["metrics"]["accuracy"]
 
 
+def test_the_test_set_that_a_server_marks(exported, sst2, tmp_path):
+    rows = [line.split("\t")[0] for line in (sst2 / "dev.tsv").read_text().splitlines()[1:]]
+    numbered = "".join(f"{number}\t{text}\n" for number, text in enumerate(rows))
+    (tmp_path / "test.tsv").write_text(f"index\tsentence\n{numbered}")
+    argv = words("sst2", tmp_path, exported, tmp_path / "run")[:-2]
+    tune([*argv, "--eval-only", "--test", "--predict", tmp_path / "p.tsv"], ranks=2)
+    found = [line.split("\t") for line in (tmp_path / "p.tsv").read_text().splitlines()]
+    assert found[0] == ["index", "prediction"]
+    assert [int(index) for index, _ in found[1:]] == list(range(len(rows)))
+    cats = ["1" if "cat" in text.split() else "0" for text in rows]
+    assert np.mean([answer == cat for (_, answer), cat in zip(found[1:], cats, strict=True)]) > 0.9
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert "give --eval-only and --predict FILE" in tune([*argv, "--test"], expect=2)
+
+
 def test_the_batch_of_an_evaluation_does_not_matter(exported, sst2, tmp_path):
     for size in (1, 7):
         argv = words("sst2", sst2, exported, tmp_path / f"run{size}")[:-2]

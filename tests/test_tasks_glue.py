@@ -433,3 +433,27 @@ def test_real_tokens(shared_data: Path) -> None:
     assert features.ids.tolist() == [token for ids in theirs["input_ids"] for token in ids]
     assert features.types.tolist() == [token for types in theirs["token_type_ids"] for token in types]
     assert features.longest == 128
+
+
+# As in the published archive: without the label's column, and CoLA with a head.
+TESTS = {
+    "cola": ("index\tsentence", '0\tThe "cat" sat .'),
+    "mnli": ("index\tgenre\tsentence1\tsentence2", "0\tfiction\tA cat.\tA dog."),
+    "mrpc": ("index\t#1 ID\t#2 ID\t#1 String\t#2 String", "0\t7\t8\tA \"cat.\tA 'dog"),
+    "qnli": ("index\tquestion\tsentence", "0\tWho?\tHe."),
+    "qqp": ("id\tquestion1\tquestion2", "0\tA?\tB?"),
+    "rte": ("index\tsentence1\tsentence2", "0\tA.\tB."),
+    "sst2": ("index\tsentence", "0\ta fine film "),
+    "stsb": ("index\tgenre\tsentence1\tsentence2", "0\tmain\tA.\tB."),
+    "wnli": ("index\tsentence1\tsentence2", "0\tA.\tB."),
+}
+
+
+@pytest.mark.parametrize("name", sorted(TESTS))
+def test_test_sets_have_no_labels(name: str, tmp_path: Path) -> None:
+    task, (head, line) = TASKS[name], TESTS[name]
+    assert task.tests == (("test_matched", "test_mismatched") if name == "mnli" else ("test",))
+    for split in task.tests:
+        (tmp_path / f"{split}.tsv").write_text(f"{head}\n{line}\n", encoding="utf-8")
+        assert task.read(tmp_path, split) == [Sentences(PUBLISHED[name][3][0], 0)]
+    assert not any(TASKS[squad].tests for squad in ("squad", "squad_v2"))

@@ -16,11 +16,13 @@ from launch.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_FILES = {"train": "train.tsv", "dev": "dev.tsv", "matched": "dev_matched.tsv", "mismatched": "dev_mismatched.tsv"}
+_FILES = {"train": "train.tsv", "dev": "dev.tsv", "matched": "dev_matched.tsv", "mismatched": "dev_mismatched.tsv",
+          "test": "test.tsv", "test_matched": "test_matched.tsv", "test_mismatched": "test_mismatched.tsv"}  # fmt: skip
 # MRPC's own names, before GLUE; its test set has labels.
 _FIRST_NAMES = {("mrpc", "train"): ["msr_paraphrase_train.txt"], ("mrpc", "dev"): ["msr_paraphrase_test.txt"]}
 _ON_HUB = {"train": "train", "dev": "validation", "matched": "validation_matched",
-           "mismatched": "validation_mismatched"}  # fmt: skip
+           "mismatched": "validation_mismatched", "test": "test", "test_matched": "test_matched",
+           "test_mismatched": "test_mismatched"}  # fmt: skip
 _HIGHEST = 5.0  # similarity of STS-B
 
 
@@ -70,14 +72,19 @@ class Glue(Task[Sentences, Features]):
         """See Task."""
         return self.metrics[0]
 
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """See Task."""
+        return tuple("test" if split == "dev" else f"test_{split}" for split in self.splits)
+
     def read(self, data: Path | None, split: str) -> list[Sentences]:
         """See Task; `data` is the task's own folder, or that of all tasks."""
-        assert split in ("train", *self.splits)
+        assert split in ("train", *self.splits, *self.tests)
         if data is None:
             return list(self._from_hub(split))
         names = [_FILES[split], *_FIRST_NAMES.get((self.name, split), [])]
         path = find(data, [*names, *(f"{self.folder}/{name}" for name in names)], f"{self.folder}'s {split} set")
-        examples = list(self._from_file(path))
+        examples = list(self._without_labels(path) if split in self.tests else self._from_file(path))
         if not examples:
             raise DataError(f"{path}: no examples in it")
         return examples
@@ -86,9 +93,15 @@ class Glue(Task[Sentences, Features]):
         for place, (*texts, label) in table(path, (*self.texts, self.label), self.header, self.ragged):
             yield Sentences(tuple(texts), self._label(label, place))
 
+    def _without_labels(self, path: Path) -> Iterator[Sentences]:
+        """Of a test set, whose file always has a head."""
+        for _, texts in table(path, self.texts):
+            yield Sentences(tuple(texts), 0)
+
     def _from_hub(self, split: str) -> Iterator[Sentences]:
         for row in hub.load("nyu-mll/glue", self.name, _ON_HUB[split]):
-            yield Sentences(tuple(row[name] for name in self.texts_on_hub or self.texts), row["label"])
+            label = 0 if split in self.tests else row["label"]
+            yield Sentences(tuple(row[name] for name in self.texts_on_hub or self.texts), label)
 
     @property
     def written(self) -> tuple[str, ...]:

@@ -86,6 +86,7 @@ class Task(ABC, Generic[E, F]):
         labels: their names, by id; none of a regression or of spans.
         main: the metric that counts where there are several.
         splits: what it is measured on.
+        tests: sets without labels, that a server marks.
         max_length: tokens of an input at most, by default.
     """
 
@@ -102,9 +103,13 @@ class Task(ABC, Generic[E, F]):
     @abstractmethod
     def main(self) -> str: ...
 
+    @property
+    def tests(self) -> tuple[str, ...]:
+        return ()
+
     @abstractmethod
     def read(self, data: Path | None, split: str) -> list[E]:
-        """Examples of "train" or of one of the splits.
+        """Examples of "train", of one of the splits, or of one of the tests (whose labels are all 0).
 
         Args:
             data: folder with the task's files as published; None: the Hugging Face hub.
