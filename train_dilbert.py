@@ -32,7 +32,7 @@ from launch.costs import Tokens, step_flops
 from launch.distributed import World
 from launch.errors import CheckpointError, DataError, run, say
 from launch.evaluate import check_together, held_out, vocabulary_for
-from launch.flags import FREE, Cadence, Ends, Length, Speed, Start
+from launch.flags import FREE, Cadence, Cost, Ends, Length, Speed, Start
 from launch.lock import Lock
 from launch.log import duration
 from launch.progress import bar
@@ -82,8 +82,7 @@ class Freezing:
 
 def train(
     lock: Lock, paths: Paths, length: Length, objective: Objective, masking: MaskingSettings, order: OrderSettings,
-    freezing: Freezing, speed: Speed, cadence: Cadence, keep: Retention, ends: Ends,
-    begin: Start,
+    freezing: Freezing, speed: Speed, cadence: Cadence, keep: Retention, ends: Ends, cost: Cost, begin: Start,
 ) -> None:  # fmt: skip
     """The story of a run, top to bottom.
 
@@ -116,7 +115,7 @@ def train(
     valid = HeldOut(valid_dataset, vocabulary, masking, stream.counts) if valid_dataset else None
 
     # A run goes on as it was started, or not at all.
-    flags = flags_of(paths, length, objective, masking, order, freezing, speed, cadence, keep, ends, begin)
+    flags = flags_of(paths, length, objective, masking, order, freezing, speed, cadence, keep, ends, cost, begin)
     record: dict[str, Any] = {"flags": flags, "deepspeed_config": raw_config, "fingerprint": stream.fingerprint()}
     record |= {MODEL: student.config.to_dict(), "teacher": hf.fingerprint(teacher) if teacher else None}
     if begin.dry_run:
@@ -161,7 +160,7 @@ def train(
         return
 
     signs = StopSigns(folder.path, seconds(ends.time_limit))
-    with Training(engine, folder, world, signs, steps, last, begin.seed, cadence, keep, ends) as training:
+    with Training(engine, folder, world, signs, steps, last, begin.seed, cadence, keep, ends, cost) as training:
         training.say(headline(distiller, config, world, corpora.summary(steps * batch), steps, engine.global_steps))
         entropy = stream.unigram_entropy()
         samples = Samples.of(valid, folder.path / TOKENIZER) if valid and world.is_main else None
@@ -264,7 +263,8 @@ def headline(distiller: Distiller, config: dict, world: World, data: str, steps:
     )
 
 
-GROUPS = (Paths, Length, Objective, MaskingSettings, OrderSettings, Freezing, Speed, Cadence, Retention, Ends, Start)
+GROUPS = (Paths, Length, Objective, MaskingSettings, OrderSettings, Freezing, Speed, Cadence, Retention, Ends, Cost,
+          Start)  # fmt: skip
 
 
 def main() -> None:

@@ -14,9 +14,9 @@ import numpy as np
 import tokenizers
 
 from data.building import Extent, Job
+from data.inputs import STANDARD_INPUT
 from data.manifest import CleaningCounts, Manifest, file_entry
 from data.shards import UNFINISHED, WORK, Made, complete, counts_path
-from data.text import STANDARD_INPUT
 from launch import commit
 from launch.errors import ConfigError, DataError
 

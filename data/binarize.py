@@ -10,15 +10,16 @@ import dataclasses
 import json
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
-from data import text, workers
+from data import inputs, text, workers
 from data.assembly import assemble, drop_work, recorded, work_folder
-from data.building import Job, build_all
+from data.building import Extent, Job, build_all
 from data.manifest import CleaningRules, Manifest
 from data.shards import Builder, Recipe
 from data.text import Selection
@@ -37,13 +38,15 @@ class Files:
     """What is read and written."""
 
     input: tuple[str, ...] = flag(
-        help="text, UTF-8, one sequence a line: files, patterns in quotes, .gz .bz2 .xz, or - for standard input",
+        help="text, UTF-8, one sequence a line: files, patterns in quotes, .gz .bz2 .xz .zst, or - for standard input; "
+        "with --field records: JSON lines, Parquet, or hub:NAME[@REVISION][:CONFIG[:SPLIT]], a dataset of the hub",
         metavar="FILE",
     )
     tokenizer: str = flag(help="folder, or name on the Hugging Face hub (bert-base-uncased)", metavar="NAME")
     output: Path = flag(help="dataset folder to make; appears only when complete", metavar="DATASET")
     shard_megabytes: int | None = flag(None, "text in one shard (default: a 64th of all, between 8 and 256)", "MB")
     workers: int | None = flag(None, "processes (default: all cores; under mpirun each rank is one)", "N")
+    field: str | None = flag(None, "the input is records, and this field of each is the text", "NAME")
 
     def __post_init__(self) -> None:
         for name in ("shard_megabytes", "workers"):
@@ -117,24 +120,38 @@ def binarize(files: Files, rules: CleaningRules, lines: Lines | None = None) -> 
 
     tokenizer = load_tokenizer(files.tokenizer)
     job, identity = plan(files, rules, lines or Lines(), tokenizer)
-    if recorded(files.output) == identity:  # killed in its last moment
-        if comm:
-            comm.bcast(None)
-    else:
-        commit.refuse_existing(files.output)
+    if comm and recorded(files.output) == identity:
+        comm.bcast(None)  # there is nothing left to build
+    return make(files.output, job, identity, tokenizer, lambda: build_all(job, files.workers, comm))
+
+
+def make(
+    output: Path, job: Job, identity: dict[str, Any], tokenizer: "PreTrainedTokenizerFast",
+    build: Callable[[], list[Extent]],
+) -> list[Manifest]:  # fmt: skip
+    """Make the dataset folder of a job, or go on with it.
+
+    Args:
+        identity: what an unfinished build is compared with.
+        build: makes all shards of the job that are not complete.
+
+    Returns, raises: as `binarize`.
+    """
+    if recorded(output) != identity:  # else it was killed in its last moment
+        commit.refuse_existing(output)
         with work_folder(job.folder, identity, job.streams):
-            extents = build_all(job, files.workers, comm)
+            extents = build()
             refuse_changed(job.inputs, identity["input"], job.folder)
             assemble(job, extents, tokenizer)
-            commit.publish(job.folder, files.output)
-    drop_work(files.output)
-    return [Manifest.read(files.output / name) for name in job.recipe.selection.datasets]
+            commit.publish(job.folder, output)
+    drop_work(output)
+    return [Manifest.read(output / name) for name in job.recipe.selection.datasets]
 
 
 def refuse_changed(paths: list[str], before: list[dict[str, Any]], folder: Path) -> None:
     """Raise DataError if an input is no longer what it was when the build began."""
     for path, known in zip(paths, before, strict=True):
-        if text.identity(path) != known:
+        if inputs.identity(path) != known:
             raise DataError(f"{path}: changed while it was read; remove {folder} and start over")
 
 
@@ -144,23 +161,27 @@ def plan(
     """The job, and all that decides its outcome: what an unfinished build is compared with."""
     from data.tokenizer import vocabulary_of
 
-    paths = text.expand(files.input)
-    plain, streams = [p for p in paths if not text.is_stream(p)], [p for p in paths if text.is_stream(p)]
+    paths = inputs.expand(files.input, files.field)
+    plain, streams = [p for p in paths if not inputs.is_stream(p)], [p for p in paths if inputs.is_stream(p)]
     size = text.shard_bytes(paths, files.shard_megabytes)
     ranges, limit = text.plan(plain, size, lines.limit)
     vocabulary = vocabulary_of(tokenizer)
-    recipe = Recipe(tokenizer.backend_tokenizer.to_str(), vocabulary, rules, lines.selection)
-    identity = {
-        "law": LAW,
-        "input": [text.identity(path) for path in paths],
-        "tokenizer": vocabulary.tokenizer_hash,
-        "tokenizers": tokenizers.__version__,
-        "cleaning": dataclasses.asdict(rules),
-        "lines": dataclasses.asdict(lines),
-        "shard_bytes": size,
-    }
+    recipe = Recipe(tokenizer.backend_tokenizer.to_str(), vocabulary, rules, lines.selection, files.field)
     folder = files.output.with_name(files.output.name + ".partial")
-    return Job(folder, recipe, paths, ranges, streams, limit, size), json.loads(json.dumps(identity))
+    job = Job(folder, recipe, paths, ranges, streams, limit, size)
+    return job, identity_of(job, law=LAW, lines=dataclasses.asdict(lines), field=files.field)
+
+
+def identity_of(job: Job, **more: Any) -> dict[str, Any]:
+    """All that decides the outcome of a job, as JSON holds it."""
+    identity = {
+        "input": [inputs.identity(path) for path in job.inputs],
+        "tokenizer": job.recipe.vocabulary.tokenizer_hash,
+        "tokenizers": tokenizers.__version__,
+        "cleaning": dataclasses.asdict(job.recipe.rules),
+        "shard_bytes": job.shard_bytes,
+    }
+    return json.loads(json.dumps(identity | more))
 
 
 def summary(output: Path, manifest: Manifest) -> str:

@@ -5,13 +5,13 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import text, workers
-from data.shards import Builder, Recipe, ShardFiles, is_complete
+from data import inputs, text, workers
+from data.shards import Builder, Encoded, Recipe, ShardFiles, is_complete
 from data.text import Range
 from launch import progress
 
@@ -61,7 +61,7 @@ def build_all(job: Job, processes: int | None, comm: Any) -> list[Extent]:
     total = sum(part.end - part.start for part in todo)
     cores = len(os.sched_getaffinity(0))
     with progress.bar(None if job.streams else total, "B", "binarize") as bar:
-        count = _counting(bar)
+        count = counting(bar)
         number = min(processes or min(cores, 1 + total // WORTH_A_WORKER), len(todo))
         if comm and (comm.Get_size() > 1 or processes is None):
             comm.bcast(dataclasses.replace(job, ranges=todo))
@@ -77,7 +77,7 @@ def build_all(job: Job, processes: int | None, comm: Any) -> list[Extent]:
         return extents + list(_build_streams(job, processes or cores, count))
 
 
-def _counting(bar: Any) -> workers.Progress:
+def counting(bar: Any) -> workers.Progress:
     """Show bytes as the bar's amount and tokens beside it; threads may call it."""
     lock, tokens, start = threading.Lock(), 0, time.monotonic()
 
@@ -95,18 +95,29 @@ def _build_streams(job: Job, threads: int, count: workers.Progress) -> Iterator[
     """Make the shards of the inputs that are read as streams, and say how much each was."""
     number, limit = len(job.ranges), job.limit
     for path in job.streams:
-        if path == text.STANDARD_INPUT:
+        if path == inputs.STANDARD_INPUT:
             print("standard input can't be read twice: if this is interrupted, it starts over", flush=True)
-        stream = text.Stream(path, job.shard_bytes, limit, number)
+        stream = text.Stream(path, job.shard_bytes, limit, number, job.recipe.field)
         pieces = (piece for piece in stream if not is_complete(job.folder, piece.number))
         encoded = workers.encode_stream(job.recipe, pieces, threads)
-        for shard, group in itertools.groupby(encoded, lambda pair: pair[0].number):
-            with ShardFiles(job.folder, shard, job.recipe) as files:
-                start = end = -1
-                for piece, parts in group:
-                    start, end = piece.start if start < 0 else start, piece.start + len(piece.block)
-                    count(len(piece.block), files.add(parts))
-                files.commit(Range(shard, path, start, end))
-        yield Extent(Path(path).name, stream.shards, stream.bytes)
+        write_shards(
+            job, ((Range(piece.number, path, piece.start, piece.end), parts) for piece, parts in encoded), count
+        )
+        yield Extent(inputs.name_of(path), stream.shards, stream.bytes)
         number += stream.shards
         limit = None if limit is None else limit - stream.lines
+
+
+def write_shards(job: Job, encoded: Iterable[tuple[Range, list[Encoded]]], count: workers.Progress) -> None:
+    """The shards of a stream, one after another.
+
+    Args:
+        encoded: what became of each block, and where that was: the number of its shard, and its bytes in the stream.
+    """
+    for number, group in itertools.groupby(encoded, lambda pair: pair[0].number):
+        with ShardFiles(job.folder, number, job.recipe) as files:
+            blocks = []
+            for block, parts in group:
+                blocks.append(block)
+                count(block.end - block.start, files.add(parts))
+            files.commit(dataclasses.replace(blocks[-1], start=blocks[0].start))

@@ -19,9 +19,10 @@ import tokenizers
 
 from data.cleaning import Sequences, clean
 from data.encoder import Reference, fastest, invalid_lines
+from data.inputs import name_of
 from data.manifest import CleaningCounts, CleaningRules, ShardEntry
 from data.shard_writer import ShardWriter
-from data.text import Range, Selection, blocks
+from data.text import Range, Selection, text_blocks
 from data.vocabulary import Vocabulary
 from launch import commit
 
@@ -35,12 +36,14 @@ class Recipe:
 
     Attributes:
         tokenizer: JSON of the `tokenizers` library.
+        field: of records, where the text is in one of theirs.
     """
 
     tokenizer: str
     vocabulary: Vocabulary
     rules: CleaningRules
     selection: Selection
+    field: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,13 @@ class Encoded:
     sequences: Sequences
     cleaning: CleaningCounts
     counts: np.ndarray
+
+    @classmethod
+    def of(cls, ids: np.ndarray, lengths: np.ndarray, recipe: Recipe) -> Self:
+        """Lines that are ids already, see `data.cleaning.clean`."""
+        vocabulary = recipe.vocabulary
+        sequences, cleaning = clean(ids.astype(vocabulary.dtype), lengths, recipe.rules, vocabulary)
+        return cls(sequences, cleaning, np.bincount(sequences.ids, minlength=vocabulary.size))
 
     @classmethod
     def nothing(cls, vocabulary: Vocabulary) -> Self:
@@ -93,11 +103,9 @@ class Builder:
         return [dataclasses.replace(first, cleaning=cleaning), *others]
 
     def _encode(self, block: bytes, head: bool) -> Encoded:
-        vocabulary = self.recipe.vocabulary
-        ids, lengths = self.encoder.encode(block, head)
-        sequences, cleaning = clean(ids.astype(vocabulary.dtype), lengths, self.recipe.rules, vocabulary)
-        cleaning = dataclasses.replace(cleaning, lines_with_invalid_utf8=invalid_lines(block))
-        return Encoded(sequences, cleaning, np.bincount(sequences.ids, minlength=vocabulary.size))
+        encoded = Encoded.of(*self.encoder.encode(block, head), self.recipe)
+        cleaning = dataclasses.replace(encoded.cleaning, lines_with_invalid_utf8=invalid_lines(block))
+        return dataclasses.replace(encoded, cleaning=cleaning)
 
 
 class ShardFiles:
@@ -136,7 +144,7 @@ class ShardFiles:
             for ending in (".bin", ".idx"):
                 os.replace(place / f"{UNFINISHED}{self.name}{ending}", place / f"{self.name}{ending}")
             commit.write_array(counts_path(self.folder, self.name, place), counts)
-            source = Path(part.path).name
+            source = name_of(part.path)
             entry = dataclasses.replace(entry, name=self.name, source=source, start=part.start, end=part.end)
             made.append(Made(entry, cleaning))
             commit.sync(place)
@@ -151,8 +159,8 @@ def build(builder: Builder, part: Range, folder: Path, progress: Callable[[int, 
         progress: called after each block with its bytes and its tokens; what it raises ends the building.
     """
     with ShardFiles(folder, part.number, builder.recipe) as files:
-        for i, block in enumerate(blocks(part)):
-            progress(len(block), files.add(builder.encode(block, head=i == 0)))
+        for i, (block, size) in enumerate(text_blocks(part, builder.recipe.field)):
+            progress(size, files.add(builder.encode(block, head=i == 0)))
         files.commit(part)
 
 

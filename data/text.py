@@ -1,34 +1,25 @@
-"""Text as blocks of whole lines: plain files are cut into byte ranges, compressed ones and standard input are streams.
+"""Text as blocks of whole lines: plain files are cut into byte ranges; what is compressed, a column of records, or
+standard input is a stream, whose text are the lines that come out of it.
 
 Where a text is cut depends on the text alone, never on who reads it.
 """
 
-import bz2
-import glob
-import gzip
+import functools
 import itertools
-import lzma
 import sys
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import xxhash
 
+from data import inputs, records
 from launch.errors import ConfigError, DataError
 
 BLOCK_BYTES = 1 << 20  # text encoded at once: large enough for vectors, small enough for the cache
-STANDARD_INPUT = "-"
-# By their first bytes: a name may end in anything.
-COMPRESSED: dict[bytes, Callable[..., Any]] = {
-    b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open,
-}  # fmt: skip
-UNREADABLE = {b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"PAR1": "Parquet"}
 MOST_SHARDS = 8192  # each is two mapped files of the trainer
 _MEGABYTE = 1_000_000
-_EDGE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -77,74 +68,11 @@ def _share(line: bytes, seed: int) -> float:
     return xxhash.xxh3_64_intdigest(line, seed=seed) / 2**64
 
 
-def expand(patterns: Iterable[str]) -> list[str]:
-    """Files that match, in sorted order within each pattern; `-` is standard input.
-
-    Raises:
-        ConfigError: no such file, a folder or device, or the same input twice.
-    """
-    found = []
-    for pattern in patterns:
-        paths = [pattern] if pattern == STANDARD_INPUT or Path(pattern).exists() else sorted(glob.glob(pattern))
-        if not paths:
-            raise ConfigError(f"--input {pattern}: no such file")
-        found += paths
-    for path in found:
-        if path != STANDARD_INPUT and not Path(path).is_file():
-            raise ConfigError(f"--input {path}: must be a regular file: it is cut into byte ranges (a pipe: use `-`)")
-    identities = [path if path == STANDARD_INPUT else str(Path(path).resolve()) for path in found]
-    twice = next((path for path, same in zip(found, identities, strict=True) if identities.count(same) > 1), None)
-    if twice:
-        raise ConfigError(f"--input {twice}: is given twice")
-    return found
-
-
-def is_stream(path: str) -> bool:
-    """Whether an input can only be read from its beginning to its end.
-
-    Raises:
-        ConfigError: compressed in a way that is not read here.
-    """
-    if path == STANDARD_INPUT:
-        return True
-    head = _head(path)
-    for mark, kind in UNREADABLE.items():
-        if head.startswith(mark):
-            raise ConfigError(f"--input {path}: is {kind}, not text: unpack it, into a pipe perhaps (`--input -`)")
-    return _opener(head) is not None
-
-
-def _head(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(8)
-
-
-def _opener(head: bytes) -> Callable[..., Any] | None:
-    return next((opener for mark, opener in COMPRESSED.items() if head.startswith(mark)), None)
-
-
-def identity(path: str) -> dict[str, Any]:
-    """What changes when a file does, without reading all of it: size, time, first and last 64 kB."""
-    if path == STANDARD_INPUT:
-        return {"name": path}
-    status = Path(path).stat()
-    with open(path, "rb") as file:
-        digest = xxhash.xxh3_64(file.read(_EDGE))
-        file.seek(max(status.st_size - _EDGE, 0))
-        digest.update(file.read(_EDGE))
-    return {
-        "name": Path(path).name,
-        "bytes": status.st_size,
-        "modified": status.st_mtime_ns,
-        "edges": digest.hexdigest(),
-    }
-
-
 def shard_bytes(paths: list[str], megabytes: int | None) -> int:
     """Text in one shard: as asked for, or a 64th of all, between 8 and 256 MB; more where shards would be too many."""
     if megabytes is not None:
         return megabytes * _MEGABYTE
-    if STANDARD_INPUT in paths:
+    if not all(map(inputs.is_file, paths)):
         return 256 * _MEGABYTE
     total = sum(Path(path).stat().st_size for path in paths)
     return max(min(max(total // 64, 8 * _MEGABYTE), 256 * _MEGABYTE), total // MOST_SHARDS)
@@ -210,30 +138,95 @@ def blocks(part: Range) -> Iterator[bytes]:
             yield block
 
 
-def stream_blocks(path: str, limit: int | None) -> Iterator[bytes]:
-    """The text of a compressed file or of standard input, about BLOCK_BYTES of whole lines at a time.
+def text_blocks(part: Range, field: str | None) -> Iterator[tuple[bytes, int]]:
+    """The lines of a range by blocks, and how many bytes of the file each block was.
+
+    Args:
+        field: the file's lines are JSON objects, and this field of each is the line that is meant.
 
     Raises:
-        DataError: what is compressed is damaged or truncated.
+        DataError: as `blocks`, or a line that is no such object.
     """
-    if path == STANDARD_INPUT:
+    start = part.start
+    for block in blocks(part):
+        yield _texts(block, field, functools.partial(_place, part.path, start)), len(block)
+        start += len(block)
+
+
+def stream_blocks(path: str, limit: int | None, field: str | None = None) -> Iterator[bytes]:
+    """The lines of an input that is read as a stream, about BLOCK_BYTES at a time.
+
+    Args:
+        limit: of lines.
+        field: they are JSON objects, or there are columns: this one is the text.
+
+    Raises:
+        DataError: what is compressed is damaged or truncated, or a record is not what it should be.
+    """
+    if columns := inputs.columns(path):
+        assert field  # inputs.expand has seen to it
+        yield from _limited(_gathered(columns(path, field)), limit)
+        return
+    lines = 0
+    for block in _limited(_raw_blocks(path), limit):
+        yield _texts(block, field, functools.partial(_line, path, lines))
+        lines += count_lines(block)
+
+
+def _texts(block: bytes, field: str | None, place: Callable[[int], str]) -> bytes:
+    return records.of_json(block, field, place) if field else block
+
+
+def _place(path: str, start: int, number: int) -> str:
+    """Name a line of a file by its number behind byte `start`."""
+    with open(path, "rb") as file:
+        pieces = (file.read(min(BLOCK_BYTES, start - at)) for at in range(0, start, BLOCK_BYTES))
+        return _line(path, sum(piece.count(b"\n") for piece in pieces), number)
+
+
+def _line(path: str, before: int, number: int) -> str:
+    return f"{path}, line {before + number + 1:,}"
+
+
+def _limited(source: Iterator[bytes], lines: int | None) -> Iterator[bytes]:
+    """The first so many lines; not a block more is asked for."""
+    while lines != 0 and (block := next(source, None)):
+        if lines is not None:
+            block = _first_lines(block, lines)
+            lines -= count_lines(block)
+        yield block
+
+
+def _raw_blocks(path: str) -> Iterator[bytes]:
+    """Of standard input, or of a file, unpacked."""
+    if path == inputs.STANDARD_INPUT:
         if sys.stdin is None:
             raise ConfigError("--input -: standard input is closed")
         file = sys.stdin.buffer
     else:
-        file = (_opener(_head(path)) or open)(path, "rb")
+        file = (inputs.opener(path) or open)(path, "rb")
     with file:
-        while limit != 0:
+        while True:
             try:
                 block = _whole_lines(file, BLOCK_BYTES)
-            except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+            except Exception as error:  # each library raises its own
                 raise DataError(f"{path}: can't be decompressed: {error}") from error
             if not block:
                 return
-            if limit is not None:
-                block = _first_lines(block, limit)
-                limit -= count_lines(block)
             yield block
+
+
+def _gathered(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines, about BLOCK_BYTES at a time, whatever the portions in which they came."""
+    block, size = [], 0
+    for line in lines:
+        block.append(line)
+        size += len(line)
+        if size >= BLOCK_BYTES:
+            yield b"".join(block)
+            block, size = [], 0
+    if block:
+        yield b"".join(block)
 
 
 @dataclass(frozen=True)
@@ -245,6 +238,11 @@ class Piece:
     head: bool
     block: bytes
 
+    @property
+    def end(self) -> int:
+        """Where it ends in the stream's text."""
+        return self.start + len(self.block)
+
 
 class Stream:
     """An input that is read once, from its beginning to its end, cut into shards of `size` bytes or little more.
@@ -253,17 +251,17 @@ class Stream:
         bytes, lines, shards: what has been read so far.
     """
 
-    def __init__(self, path: str, size: int, limit: int | None, number: int) -> None:
+    def __init__(self, path: str, size: int, limit: int | None, number: int, field: str | None = None) -> None:
         """
         Args:
             number: of its first shard.
         """
-        self.path, self.size, self.limit, self.number = path, size, limit, number
+        self.path, self.size, self.limit, self.number, self.field = path, size, limit, number, field
         self.bytes = self.lines = self.shards = 0
 
     def __iter__(self) -> Iterator[Piece]:
         begin = 0
-        for block in stream_blocks(self.path, self.limit):
+        for block in stream_blocks(self.path, self.limit, self.field):
             head = self.bytes == 0 or self.bytes - begin >= self.size
             if head:
                 self.shards, begin = self.shards + 1, self.bytes

@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from launch import commit
 
 LOG = "log.jsonl"
+TOTALS = ("energy_kwh", "cost")  # figures that add up over all starts of a run
 
 
 def cut_log(path: Path, start: int) -> None:
@@ -26,6 +28,16 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             if isinstance(row, dict) and isinstance(row.get("step"), int):
                 rows.append(row)
     return rows
+
+
+def totals(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """The last value of each of TOTALS that the log has."""
+    return {name: row[name] for row in rows for name in TOTALS if is_number(row.get(name))}
+
+
+def is_number(value: object) -> bool:
+    """Finite, and not too large to be reckoned with."""
+    return isinstance(value, int | float) and abs(value) < 1e300
 
 
 def duration(seconds: float) -> str:

@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from launch import commit
 from launch.distributed import World
+from launch.energy import KWH, Energy
 from launch.errors import say
-from launch.log import LOG, cut_log, duration
+from launch.log import LOG, cut_log, duration, read_log, totals
 from launch.progress import bar
 
 COLUMNS = 120
@@ -35,13 +36,16 @@ T = TypeVar("T")
 class Meter:
     """Sums of loss terms and tokens since the last reading, over this rank's micro-batches, on the device."""
 
-    def __init__(self, names: Sequence[str], shown: Sequence[str], device: torch.device) -> None:
+    def __init__(
+        self, names: Sequence[str], shown: Sequence[str], device: torch.device, energy: Energy | None = None
+    ) -> None:
         """
         Args:
             names: of the loss terms, in their order.
             shown: those to report.
+            energy: of this rank; None: it counts none.
         """
-        self.names, self.shown = names, shown
+        self.names, self.shown, self.energy = names, shown, energy or Energy([])
         self.sums = torch.zeros(len(names), dtype=torch.float64, device=device)
         self.pending = torch.zeros_like(self.sums)  # of the step that is under way
         self.counts = np.zeros(4)
@@ -97,15 +101,17 @@ class Meter:
         return total
 
     def read(self) -> dict[str, float]:
-        """Since the last reading: mean losses over all ranks, rates, step time, shares of filler and of waiting; and
-        the most memory that any rank has had since the start, GB."""
+        """Since the last reading: mean losses over all ranks, rates, step time, shares of filler and of waiting; since
+        the start: the most memory that any rank has had, GB, and the energy of all, kWh, where there are counters."""
         rank, ranks = dist.get_rank(), dist.get_world_size()
         of_ranks = np.zeros((3, ranks))
         of_ranks[:, rank] = self._forward_seconds(), self.waited, peak_memory(self.sums.device)
-        packed = torch.cat([self.sums, self.sums.new_tensor([*self.counts, *of_ranks.flatten()])])
+        energy = self.energy.joules(), len(self.energy.counters)
+        packed = torch.cat([self.sums, self.sums.new_tensor([*self.counts, *energy, *of_ranks.flatten()])])
         dist.all_reduce(packed)
         values = packed.tolist()  # waits for the device, which is done with all work now
-        sums, (tokens, filler, others, flops) = values[: len(self.names)], values[len(self.names) : -3 * ranks]
+        sums, counts = values[: len(self.names)], values[len(self.names) : -3 * ranks]
+        tokens, filler, others, flops, joules, counters = counts
         forward, waited, memory = np.reshape(values[-3 * ranks :], (3, ranks)).tolist()
         now = time.perf_counter()
         seconds = max(now - self.since, 1e-9)
@@ -117,6 +123,7 @@ class Meter:
         figures["uncompiled"] = others
         figures |= _slowest(forward, waited, steps, seconds)
         figures |= {"memory_gb": max(memory) / 1e9, "tflops": flops / seconds / ranks / 1e12}
+        figures |= {"energy_kwh": joules / KWH} if counters else {}
         self.sums.zero_()
         self.counts[:] = self.steps = self.counted = 0
         self.waited = 0.0
@@ -184,8 +191,10 @@ class Monitor:
         """
         self.folder, self.world, self.max_steps = folder, world, max_steps
         self.file: Any = None
+        self.before: dict[str, float] = {}  # totals of earlier starts
         if world.is_main:
             cut_log(folder / LOG, start)
+            self.before = totals(read_log(folder / LOG))
             self.file = open(folder / LOG, "a", encoding="utf-8")
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self.bar: tqdm | None = None
@@ -216,7 +225,8 @@ class Monitor:
             self.bar.update()
 
     def log(self, step: int, figures: dict[str, float]) -> None:
-        """One line of training figures, everywhere."""
+        """One line of training figures, everywhere; to those of launch.log.TOTALS, earlier starts are added."""
+        figures = {name: value + self.before.get(name, 0.0) for name, value in figures.items()}
         self._record(step, figures, "train")
         left = duration((self.max_steps - step) * figures["seconds_per_step"])
         self.say(console_line(f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}", figures, f"eta {left}"))

@@ -4,6 +4,7 @@ Log lines, held-out figures, checkpoints, skipped steps, signs of life, and ever
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,8 +14,9 @@ import torch
 
 from launch import checkpoint, retention, scaling
 from launch.distributed import World, seed_dropout
+from launch.energy import Energy, counters
 from launch.errors import Stopped
-from launch.flags import Cadence, Ends
+from launch.flags import Cadence, Cost, Ends
 from launch.heartbeat import Heartbeat
 from launch.monitor import GradientNorm, Meter, Monitor, engine_figures
 from launch.retention import Retention
@@ -67,7 +69,7 @@ class Training:
 
     def __init__(
         self, engine: Any, folder: RunFolder, world: World, signs: StopSigns, steps: int, last: int, seed: int,
-        cadence: Cadence, keep: Retention, ends: Ends,
+        cadence: Cadence, keep: Retention, ends: Ends, cost: Cost,
     ) -> None:  # fmt: skip
         """
         Args:
@@ -78,7 +80,8 @@ class Training:
         """
         self.engine, self.folder, self.world = engine, folder, world
         self.steps, self.last, self.seed = steps, last, seed
-        self.signs, self.cadence, self.keep, self.ends = signs, cadence, keep, ends
+        self.signs, self.cadence, self.keep, self.ends, self.cost = signs, cadence, keep, ends, cost
+        self.begun, self.energy = time.perf_counter(), Energy(counters(world))
         self.heart = Heartbeat(folder.path, world, ends.hang_timeout, engine.global_steps)
         self.monitor = Monitor(folder.path, world, engine.global_steps, steps)
         self.stack = contextlib.ExitStack()
@@ -86,6 +89,7 @@ class Training:
     def __enter__(self) -> Self:
         self.stack.enter_context(self.monitor)
         self.stack.enter_context(self.heart)
+        self.stack.enter_context(self.energy)
         return self
 
     def __exit__(
@@ -110,7 +114,8 @@ class Training:
             NonFiniteError: too many bad steps in a row, or a loss scale that can't be lowered.
         """
         engine, heart, monitor, cadence = self.engine, self.heart, self.monitor, self.cadence
-        meter, gradient = Meter(course.terms, course.shown, self.world.device), GradientNorm(engine)
+        meter = Meter(course.terms, course.shown, self.world.device, self.energy)
+        gradient = GradientNorm(engine)
         skipped = SkippedSteps(engine, self.folder.path, self.ends.max_bad_steps, course.numbers)
         votes, stop = Votes(), None
 
@@ -140,7 +145,7 @@ class Training:
             end = step == self.last or bool(stop) or skipped.too_many
             if end or step % cadence.log_interval == 0:
                 progress = {"lr": rate, **course.progress(step), **engine_figures(engine, gradient)}
-                monitor.log(step, {**(figures := meter.read()), **self._mfu(figures["tflops"]), **progress})
+                monitor.log(step, {**self._measured(meter), **progress})
             if course.measure and (step % cadence.eval_interval == 0 or step == self.last):
                 with meter.paused():
                     monitor.log_held_out(step, course.measure())
@@ -151,6 +156,11 @@ class Training:
         skipped.check()
         if engine.global_steps < self.steps:
             self._stopped(stop or "--stop-at-step")
+
+    def _measured(self, meter: Meter) -> dict[str, float]:
+        """What the meter says, and what follows from it and from the time."""
+        figures = meter.read()
+        return {**figures, **self._mfu(figures["tflops"]), **self.cost.after(time.perf_counter() - self.begun)}
 
     def _mfu(self, tflops: float) -> dict[str, float]:
         """The share that a rank's rate is of the data sheet's, for 16 bit on a GPU that is known."""

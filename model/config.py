@@ -156,13 +156,13 @@ class BertConfig:
         return dataclasses.replace(self, hidden_dropout=0.0, attention_dropout=0.0, attention_output_dropout=0.0)
 
 
-def read_values(folder: Path) -> dict[str, Any]:
-    """The content of a model folder's `config.json`.
+def read_values(source: Path) -> dict[str, Any]:
+    """The content of a model folder's `config.json`, or of a file like it.
 
     Raises:
         ConfigError: there is none, or it can't be read.
     """
-    path = folder / "config.json"
+    path = source if source.is_file() else source / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -1,42 +1,75 @@
 """A run's checkpoint -> Hugging Face folder: `python -m model.export runs/first --output models/dilbert`.
 
-ZeRO checkpoint -> fp32 weights -> `model.safetensors`, `config.json`, the tokenizer's files and a model card. The
-folder is loaded again by stock `transformers` and its logits compared; a folder that does not pass is not left behind.
+ZeRO checkpoint -> fp32 weights -> `model.safetensors`, `config.json`, the tokenizer's files, ONNX files where they are
+wanted, `report.json` about the run, and a model card made of it. The folder is loaded again by stock `transformers` and
+its logits compared; a folder that does not pass is not left behind.
+
+    python -m model.export models/dilbert --onnx --int8 --report report/report.json --push-to-hub me/dilbert
+
+verifies a folder that is there already, adds to it, and uploads it.
 """
 
-import json
 import logging
+import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from torch import Tensor
 
 from data.tokenizer import load_tokenizer, vocabulary_of
 from launch import checkpoint, commit, restore
-from launch.args import flag, parse, positional
-from launch.errors import CheckpointError, ConfigError, run
-from launch.log import LOG, read_log
+from launch.args import flag, parse, positional, require
+from launch.errors import CheckpointError, ConfigError, run, say
+from launch.reporting.exported import REPORT, exported, known, with_figures, write
 from launch.run_folder import HEAD, MODEL, TOKENIZER, RunFolder
-from model import heads
+from model import heads, hf, onnx_export, verify
 from model.config import BertConfig
 from model.heads import TaskHead, TaskModel
 from model.pretrained import DilBertForMaskedLM
-from model.verify import verify
+from model.push import Upload, hub_name, push
 
+LANGUAGE = re.compile("[a-z]{2,3}|multilingual")
 PREFIX = "student."  # of the student's parameters in the module that DeepSpeed wraps
+DESCRIPTION = "A run's checkpoint -> Hugging Face folder; or more for a folder that is there already."
+EXAMPLE = """\
+  python -m model.export runs/first --output models/dilbert
+  python -m model.export models/dilbert --onnx --int8 --report report/report.json
+  python -m model.export models/dilbert --push-to-hub me/dilbert"""
 
 
 @dataclass(frozen=True)
 class Arguments:
     """What is exported."""
 
-    run: Path = positional("run folder", "RUN")
-    output: Path = flag(help="model folder to make", metavar="FOLDER")
+    source: Path = positional("run folder; or, without --output, a model folder to verify and to add to", "FOLDER")
+    output: Path | None = flag(None, "model folder to make of a run", "FOLDER")
     checkpoint: str | None = flag(None, "step00001000, or 1000 (default: the newest whole one)", "STEP")
+
+    def __post_init__(self) -> None:
+        rule = "is a run's; to export one, give --output"
+        require(self.output is not None or self.checkpoint is None, "checkpoint", self.checkpoint, rule)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What goes with it."""
+
+    onnx: bool = flag(False, "onnx/model.onnx, too, compared with torch (`pip install --group onnx`)")
+    int8: bool = flag(False, "and onnx/model_int8.onnx, quantized dynamically; with what --onnx does")
+    report: Path | None = flag(None, "report.json of launch.report, for the figures in the model card", "JSON")
+    license: str | None = flag(None, "for the card's metadata: one of the hub's names, such as apache-2.0", "NAME")
+    language: tuple[str, ...] | None = flag(None, "for the card's metadata: ISO 639 codes, such as en", "CODE")
+
+    def __post_init__(self) -> None:
+        for code in self.language or ():
+            rule = "must be two or three small letters (ISO 639), or multilingual"
+            require(bool(LANGUAGE.fullmatch(code)), "language", code, rule)
+        if self.onnx or self.int8:
+            onnx_export.check_libraries()
 
 
 def choose(folder: RunFolder, name: str | None) -> checkpoint.Checkpoint:
@@ -89,43 +122,40 @@ def check_tokenizer(folder: Path, config: BertConfig) -> None:
         raise CheckpointError(f"{folder}: the tokenizer knows {size:,} tokens, the model {config.vocab_size:,}")
 
 
-def model_card(folder: RunFolder, record: dict[str, Any], source: checkpoint.Checkpoint, model: torch.nn.Module) -> str:
-    """`README.md` of the export: what it is, how it was made, what was measured."""
-    flags, environment = record["flags"], folder.read("environment.json")
-    figures = last_figures(folder.path / LOG, source.step)
-    teacher = flags.get("teacher")
-    names = flags["data"] if isinstance(flags["data"], list) else [flags["data"] or flags["task"]]
-    data = ", ".join(f"`{Path(name).name}`" for name in names)
-    how = f"distilled from `{Path(teacher).name if Path(teacher).is_dir() else teacher}`" if teacher else "pre-trained"
-    rows = {
-        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "steps": f"{source.step:,}",
-        "data": f"{data} (fingerprint {record['fingerprint']})",
-        **{name: f"{value:.4f}" for name, value in figures.items()},
-        "made with": ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items()),
-        "code": f"commit {environment['git_commit']}" if environment.get("git_commit") else "unknown commit",
+def facts(name: str, flags: dict[str, Any], model: DilBertForMaskedLM | TaskModel, difference: float) -> dict[str, Any]:
+    """What a card says of the model itself: see `launch.reporting.exported`."""
+    config = model.config
+    return {
+        "name": name,
+        "model_type": config.model_type,
+        "kind": verify.kind_of(model),
+        "labels": list(model.task.labels) if isinstance(model, TaskModel) else [],
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "positions": config.max_position_embeddings,
+        "difference": difference,
+        "transformers": transformers.__version__,
+        "base_model": hub_name(flags.get("model") if "task" in flags else flags.get("teacher")),
+        "hub": None,
+        "license": None,
+        "language": [],
+        "onnx": [],
     }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    shown = {key: value for key, value in flags.items() if key not in ("local_rank", "output", "allow_change")}
-    return (
-        f"---\nlibrary_name: transformers\npipeline_tag: fill-mask\ntags:\n- distillation\n---\n\n"
-        f"# {folder.path.name}\n\nA {record['model']['model_type']} masked language model, {how} with DilBERT.\n\n"
-        f'```python\nfrom transformers import pipeline\n\nfill = pipeline("fill-mask", "FOLDER")\n```\n\n'
-        f"| | |\n|---|---|\n{table}\n\nFlags of the run:\n\n```json\n{json.dumps(shown, indent=2)}\n```\n"
-    )
 
 
-def last_figures(log: Path, step: int) -> dict[str, float]:
-    """The last losses and held-out figures that the log has up to a step."""
-    figures: dict[str, float] = {}
-    for row in read_log(log):
-        if row["step"] <= step:
-            figures |= {k: v for k, v in row.items() if k.startswith(("loss", "valid_")) and v is not None}
-    return figures
+def export(
+    run_path: Path, output: Path, name: str | None = None, extras: Extras = Extras(), hub: str | None = None
+) -> float:
+    """Make the folder; returns the relative difference of logits that `transformers` shows.
 
+    Args:
+        name: of the checkpoint; None: the newest.
+        hub: the folder's name on the Hugging Face hub, if it will be there.
 
-def export(run_path: Path, output: Path, name: str | None = None) -> float:
-    """Make the folder; returns the relative difference of logits that `transformers` shows."""
+    Raises:
+        DilbertError: no run, a damaged one, or a folder that does not pass.
+    """
     commit.refuse_existing(output)
     folder = RunFolder(run_path)
     record = folder.recorded()
@@ -138,18 +168,61 @@ def export(run_path: Path, output: Path, name: str | None = None) -> float:
         if (folder.path / TOKENIZER).is_dir():
             shutil.copytree(folder.path / TOKENIZER, partial, dirs_exist_ok=True)
             check_tokenizer(partial, model.config)
-        (partial / "README.md").write_text(model_card(folder, record, source, model))
-        return verify(partial, model)
+        difference = verify.verify(partial, model)
+        about = facts(folder.path.name, record["flags"], model, difference)
+        report = exported(date.today().isoformat(), folder.path, source.step, about)
+        complete(partial, model, with_figures(report, extras.report, output), extras, hub)
+    return difference
+
+
+def add(folder: Path, extras: Extras, hub: str | None) -> float:
+    """Verify a folder that is there, and add to it; returns as `export`.
+
+    Raises:
+        DilbertError: it can't be read, does not pass, or has already what is to be added.
+    """
+    require(
+        hf.has_weights(folder), "output", None, f"needed to export a run; {folder} is no model folder, has no weights"
+    )
+    model = verify.load(folder)
+    difference = verify.verify(folder, model, leftovers=True)
+    complete(folder, model, with_figures(known(folder), extras.report, folder), extras, hub)
+    return difference
+
+
+def complete(
+    folder: Path, model: DilBertForMaskedLM | TaskModel, report: dict[str, Any], extras: Extras, hub: str | None
+) -> None:
+    """ONNX files, and a card that tells of them.
+
+    Args:
+        report: {}: the folder was not made here, and its card stays what it is.
+    """
+    forms = onnx_export.export(folder, model, extras.int8) if extras.onnx or extras.int8 else []
+    for form in forms:
+        agreement = "" if form.agreement is None else f", {form.agreement:.1%} of first choices the same"
+        say(f"{form.file}: {form.bytes / 1e6:.1f} MB, logits agree to {form.difference:.1e}{agreement}")
+    if report:
+        new = {"onnx": [asdict(form) for form in forms], "hub": hub, "license": extras.license,
+               "language": extras.language}  # fmt: skip
+        about = report["export"]["model"] | {name: value for name, value in new.items() if value}
+        write(folder, report | {"export": report["export"] | {"model": about}})
 
 
 def main() -> None:
     """Command line."""
     logging.basicConfig(format="%(message)s")
     transformers.utils.logging.disable_progress_bar()
-    example = "  python -m model.export runs/first --output models/dilbert"
-    (arguments,) = parse("A run's checkpoint -> Hugging Face folder.", Arguments, example=example, prog="model.export")
-    difference = export(arguments.run, arguments.output, arguments.checkpoint)
-    print(f"{arguments.output}: loads in transformers {transformers.__version__}; logits agree to {difference:.1e}")
+    groups = parse(DESCRIPTION, Arguments, Extras, Upload, example=EXAMPLE, prog="model.export")
+    arguments, extras, upload = groups
+    folder = arguments.output or arguments.source
+    if arguments.output:
+        difference = export(arguments.source, folder, arguments.checkpoint, extras, upload.push_to_hub)
+    else:
+        difference = add(folder, extras, upload.push_to_hub)
+    say(f"{folder}: loads in transformers {transformers.__version__}; logits agree to {difference:.1e}")
+    if upload.push_to_hub:
+        say(push(folder, upload.push_to_hub, upload.private, leave_out=(REPORT,)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
-"""A model folder against the model that it was made of: stock `transformers` loads it and computes the same."""
+"""A model folder against the model that it was made of: stock `transformers` loads it and computes the same.
 
+B padded sequences of length L.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +12,9 @@ import transformers
 from torch import Tensor
 
 from launch.errors import CheckpointError
-from model.heads import TaskModel
+from model import heads
+from model.config import BertConfig, read_values
+from model.heads import TaskHead, TaskModel
 from model.pretrained import DilBertForMaskedLM
 
 TOLERANCE = 1e-4  # of the logits' largest absolute value, fp32
@@ -23,8 +29,11 @@ _CLASSES = {
 
 
 @torch.no_grad()
-def verify(folder: Path, model: DilBertForMaskedLM | TaskModel) -> float:
+def verify(folder: Path, model: DilBertForMaskedLM | TaskModel, leftovers: bool = False) -> float:
     """Load the folder by stock `transformers` and compare logits on a padded batch.
+
+    Args:
+        leftovers: weights that this kind of model has no place for are no error.
 
     Returns:
         the largest difference, relative to the largest logit.
@@ -32,35 +41,73 @@ def verify(folder: Path, model: DilBertForMaskedLM | TaskModel) -> float:
     Raises:
         CheckpointError: weights missing or left over, or other logits.
     """
-    kind = model.task.kind if isinstance(model, TaskModel) else None
-    theirs, info = _CLASSES[kind].from_pretrained(folder, output_loading_info=True)
-    problems = {key: sorted(map(str, value)) for key, value in info.items() if value}
+    inputs, kind = batch(model.config), kind_of(model)
+    theirs = stock(folder, kind, leftovers)
+    expected, found = (logits(network(**inputs), inputs["attention_mask"], kind) for network in (model, theirs))
+    off = difference(found, expected)
+    if not off <= TOLERANCE:
+        raise CheckpointError(f"{folder}: logits by `transformers` differ by {off:.2e} of their largest value")
+    return off
+
+
+def load(folder: Path) -> DilBertForMaskedLM | TaskModel:
+    """The model of a folder, with the head that its config.json tells of.
+
+    Raises:
+        ConfigError, CheckpointError: as `heads.load` and `DilBertForMaskedLM.from_pretrained`.
+    """
+    head = TaskHead.of(read_values(folder))
+    return (
+        heads.load(folder, head.kind, head.labels, known=True) if head else DilBertForMaskedLM.from_pretrained(folder)
+    )
+
+
+def kind_of(model: DilBertForMaskedLM | TaskModel) -> str | None:
+    """The kind of its task head; None: it predicts masked words."""
+    return model.task.kind if isinstance(model, TaskModel) else None
+
+
+def stock(folder: Path, kind: str | None, leftovers: bool = False) -> Any:
+    """The folder's model as users of `transformers` load it, in fp32 and evaluation mode.
+
+    Args:
+        kind, leftovers: see `kind_of` and `verify`.
+
+    Raises:
+        CheckpointError: weights are missing or left over.
+    """
+    model, info = _CLASSES[kind].from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    passed_over = {"unexpected_keys"} if leftovers else set()
+    problems = {key: sorted(map(str, value)) for key, value in info.items() if value and key not in passed_over}
     if problems:
         raise CheckpointError(f"{folder}: `transformers` reports {problems}")
-    batch = _batch(model)
-    expected, found = (_logits(network(**batch), batch["attention_mask"], kind) for network in (model, theirs.eval()))
-    difference = float((found - expected).abs().max() / expected.abs().max())
-    if not difference <= TOLERANCE:
-        raise CheckpointError(f"{folder}: logits by `transformers` differ by {difference:.2e} of their largest value")
-    return difference
+    return model.eval()
 
 
-def _batch(model: DilBertForMaskedLM | TaskModel) -> dict[str, Tensor]:
-    """Random tokens, of random types where the model has them, in sequences of several lengths."""
-    config = model.config
+def batch(config: BertConfig, sequences: int = 4, longest: int = 64) -> dict[str, Tensor]:
+    """Random tokens, of random types where the model has them, in sequences of all lengths, from 1 on; int64 BL."""
     generator = torch.Generator().manual_seed(0)
-    length = min(64, config.max_position_embeddings)
-    ids = torch.randint(config.vocab_size, (4, length), generator=generator)
-    mask = (torch.arange(length) < torch.tensor([[length], [length // 2], [3], [1]])).long()
-    batch = {"input_ids": ids, "attention_mask": mask}
+    length = min(longest, config.max_position_embeddings)
+    ids_BL = torch.randint(config.vocab_size, (sequences, length), generator=generator)
+    lengths_B1 = torch.linspace(length, 1, sequences).round()[:, None]
+    inputs = {"input_ids": ids_BL, "attention_mask": (torch.arange(length) < lengths_B1).long()}
     if config.type_vocab_size:
-        batch["token_type_ids"] = torch.randint(config.type_vocab_size, ids.shape, generator=generator)
-    return batch
+        inputs["token_type_ids"] = torch.randint(config.type_vocab_size, ids_BL.shape, generator=generator)
+    return inputs
 
 
-def _logits(outputs: Any, mask_BL: Tensor, kind: str | None) -> Tensor:
+def names(kind: str | None) -> tuple[str, ...]:
+    """Of a model's outputs."""
+    return ("start_logits", "end_logits") if kind == "span" else ("logits",)
+
+
+def logits(outputs: Mapping[str, Tensor], mask_BL: Tensor, kind: str | None) -> Tensor:
     """Of real tokens, or of sequences; one after another."""
     if kind in ("classification", "regression"):
-        return outputs.logits.flatten()
-    names = ("start_logits", "end_logits") if kind == "span" else ("logits",)
-    return torch.cat([outputs[name][mask_BL.bool()].flatten() for name in names])
+        return outputs["logits"].flatten()
+    return torch.cat([outputs[name][mask_BL.bool()].flatten() for name in names(kind)])
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """The largest, relative to the largest value expected."""
+    return float((found - expected).abs().max() / expected.abs().max())

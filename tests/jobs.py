@@ -1,10 +1,11 @@
-"""Small training jobs: models, DeepSpeed JSON and command lines that several test files use."""
+"""Small training jobs: models, tasks, DeepSpeed JSON and command lines that several test files use."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
-from conftest import VOCABULARY, write_vocabulary
+from conftest import VOCABULARY, WORDS, write_vocabulary
 
 BERT = {
     "model_type": "bert",
@@ -35,6 +36,37 @@ def make_models(folder: Path, **changes: Any) -> tuple[Path, Path]:
         model.save_pretrained(folder / name)
         hub.copy_tokenizer(write_vocabulary(folder / "tokenizer"), folder / name)
     return folder / "teacher", folder / "student"
+
+
+def write_sst2(folder: Path) -> Path:
+    """Sentences in SST-2's format; those with a cat in them are positive."""
+    generator = random.Random(0)
+    for name, count in (("train", 400), ("dev", 60)):
+        rows = ["sentence\tlabel"]
+        for number in range(count):
+            words = generator.choices(WORDS, k=generator.randint(3, 12))
+            words.insert(generator.randint(0, len(words)), ("dog", "cat")[number % 2])
+            rows.append(f"{' '.join(words)}\t{number % 2}")
+        (folder / f"{name}.tsv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def write_squad(folder: Path) -> Path:
+    """Questions in SQuAD's format; the answer is the context's only tree, and what stands before it."""
+    generator = random.Random(1)
+    for name, count in (("train", 200), ("dev", 30)):
+        questions = []
+        for number in range(count):
+            words = generator.choices(WORDS, k=generator.randint(5, 15))
+            at = generator.randint(1, len(words))
+            words.insert(at, "tree")
+            context, answer = " ".join(words), f"{words[at - 1]} tree"
+            answers = [{"text": answer, "answer_start": context.index(answer)}]
+            asked = {"id": f"{name}{number}", "question": "is it the tree", "answers": answers}
+            questions.append({"context": context, "qas": [asked]})
+        body = {"version": "1.1", "data": [{"title": "trees", "paragraphs": questions}]}
+        (folder / f"{name}-v1.1.json").write_text(json.dumps(body))
+    return folder
 
 
 def config_file(

@@ -19,8 +19,8 @@ LEAVES = {
     "launch.progress",
 }
 # Entry points that compose: they may join rooms, and no room may import them.
-COMPOSERS = {"model.export", "launch.evaluate", "launch.showcase", "launch.plan", "launch.tasks", "launch.report",
-             "launch.measuring", "launch.samples"}  # fmt: skip
+COMPOSERS = {"model.export", "model.import_checkpoint", "launch.evaluate", "launch.showcase", "launch.plan",
+             "launch.tasks", "launch.report", "launch.measuring", "launch.samples"}  # fmt: skip
 
 
 def modules() -> dict[str, Path]:
@@ -99,9 +99,9 @@ FLAGS = [
     "--freeze-pos-embs", "--fresh", "--hang-timeout", "--help", "--keep-every", "--keep-last", "--local-rank",
     "--log-interval", "--max-bad-steps", "--max-steps", "--mlm-mask-prop", "--mlm-smoothing", "--no-deepspeed",
     "--no-freeze-pos-embs", "--no-fresh", "--no-restrict-ce-to-mask", "--order", "--order-block", "--order-window",
-    "--output", "--ranks", "--restrict-ce-to-mask", "--seed", "--stop-at-step", "--student", "--teacher",
-    "--teacher-fp8", "--temperature", "--time-limit", "--token-block", "--valid-data", "--warmup-steps", "--word-keep",
-    "--word-mask", "--word-rand",
+    "--output", "--price-per-hour", "--ranks", "--restrict-ce-to-mask", "--seed", "--stop-at-step", "--student",
+    "--teacher", "--teacher-fp8", "--temperature", "--time-limit", "--token-block", "--valid-data", "--warmup-steps",
+    "--word-keep", "--word-mask", "--word-rand",
 ]  # fmt: skip
 
 

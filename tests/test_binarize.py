@@ -2,19 +2,25 @@
 
 import dataclasses
 import gc
+import gzip
 import itertools
 import json
 import random
+import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import tokenizers
 import transformers
+from backports import zstd
 from conftest import SPECIALS, VOCABULARY, sentence, write_vocabulary
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,6 +36,7 @@ from launch.errors import ConfigError, DataError, run
 
 Documents = list[list[list[int]]]
 EVERYTHING = CleaningRules(512, 2, 1.5)  # nothing is too short or too unknown
+RULES = CleaningRules()
 UNKNOWN, CLS, SEP = 1, 2, 3
 
 
@@ -412,6 +419,97 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
 def test_lines_that_are_refused(arguments: dict[str, float], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         Lines(**arguments)
+
+
+# --- records ---
+
+FORMS = ("a.jsonl", "a.ndjson.gz", "a.json.zst", "a.parquet", "hub:a/b", "a.txt.zst")
+
+
+def write_as(
+    form: str, texts: list[str | None], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, str | None]:
+    """Put texts into an input of some form; its name, and the field."""
+    path = folder / form.removeprefix("hub:").replace("/", "-")
+    if form.startswith("hub:"):
+        rows = types.SimpleNamespace(column_names=["text"])
+        rows.select_columns = lambda _: rows
+        rows.iter = lambda size: ({"text": texts[i : i + size]} for i in range(0, len(texts), size))
+        monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=lambda *_, **__: rows))
+        monkeypatch.setattr("data.hub.pinned", lambda text: f"{text}@c0ffee::train")
+        return form, "text"
+    if form.endswith(".parquet"):
+        pyarrow.parquet.write_table(pyarrow.table({"n": range(len(texts)), "text": texts}), path, row_group_size=40)
+        return str(path), "text"
+    plain = form == "a.txt.zst"
+    rows = [(t or "").replace("\n", " ") if plain else json.dumps({"n": i, "text": t}) for i, t in enumerate(texts)]
+    pack = {".gz": gzip.compress, ".zst": zstd.compress}.get(path.suffix, bytes)
+    path.write_bytes(pack("".join(row + "\n" for row in rows).encode()))
+    return str(path), None if plain else "text"
+
+
+@pytest.mark.parametrize("lines", [Lines(), Lines(limit=101), Lines(sample=0.6, valid_fraction=0.3)])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_text_gives_the_same(
+    form: str, lines: Lines, tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line's fate, too, is that of its text. Blocks of 500 bytes, and many shards."""
+    texts: list[str | None] = [line.decode(errors="replace") for line in mixed_text().split(b"\n")]
+    texts[3], texts[5], texts[7] = None, "the of\nand to\n\nin a house with a tree and a cat", ""
+    plain = "".join((text or "").replace("\n", " ") + "\n" for text in texts)
+    (tmp_path / "plain.txt").write_text(plain, encoding="utf-8", newline="")
+    expected = binarize(Files((str(tmp_path / "plain.txt"),), str(tokenizer_folder), tmp_path / "plain"), RULES, lines)
+    name, field = write_as(form, texts, tmp_path, monkeypatch)
+    monkeypatch.setattr(text, "BLOCK_BYTES", 500)
+    monkeypatch.setattr(text, "_MEGABYTE", 4_000)
+    files = Files((name,), str(tokenizer_folder), tmp_path / "out", 1, field=field)
+    made = binarize(files, RULES, lines)
+    for which, a, b in zip(lines.selection.datasets, made, expected, strict=True):
+        assert documents_of(tmp_path / "out" / which) == documents_of(tmp_path / "plain" / which)
+        assert a.cleaning == b.cleaning
+        assert len(a.shards) > 1
+        assert verify(Dataset.open(tmp_path / "out" / which)) == []
+        assert {entry.source for entry in a.shards} == {"hub:a/b@c0ffee::train" if "hub" in form else Path(name).name}
+
+
+def test_bytes_that_are_not_utf8_are_counted(tokenizer_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(b"the \xff of\nand \xe6\x9d to\nin\n")
+    (tmp_path / "x.jsonl").write_bytes(b'{"t": "the \xff of"}\n{"t": "and \\ud83d to"}\n{"t": "in"}\n')
+    for name, field in (("x.txt", None), ("x.jsonl", "t")):
+        files = Files((str(tmp_path / name),), str(tokenizer_folder), tmp_path / f"out-{name}", field=field)
+        assert binarize(files, EVERYTHING)[0].cleaning.lines_with_invalid_utf8 == 2
+    assert documents_of(tmp_path / "out-x.txt") == documents_of(tmp_path / "out-x.jsonl")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_broken_record_is_named_by_file_and_line(
+    pack: Callable, workers: int, tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Far into the file, in a shard of its own, in another process."""
+    row = json.dumps({"text": "the cat of the house is in the tree"}).encode() + b"\n"
+    (tmp_path / "x.jsonl").write_bytes(pack(row * 31_233 + b'{"txt": "the"}\n' + row * 31_000))
+    monkeypatch.setattr("data.building.WORTH_A_WORKER", 1)
+    files = Files((str(tmp_path / "x.jsonl"),), str(tokenizer_folder), tmp_path / "out", 1, workers, "text")
+    words = r"x\.jsonl, line 31,234: no field 'text' \(but txt\); did you mean 'txt'\?"
+    with pytest.raises(DataError, match=words):
+        binarize(files, RULES)
+    assert not (tmp_path / "out").exists()
+
+
+def test_records_by_the_command(monkeypatch, capsys, tmp_path: Path, tokenizer_folder: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"body": "the cat of the house is in the tree and the dog is at the house ."}\n')
+    given = ["--input", tmp_path / "x.jsonl", "--tokenizer", tokenizer_folder, "--output", tmp_path / "out"]
+    assert command(monkeypatch, *given) == 2
+    assert "x.jsonl: holds records: say which field of them is the text" in capsys.readouterr().err
+    assert command(monkeypatch, *given, "--field", "text") == 3
+    assert "error: " in (said := capsys.readouterr().err)
+    assert "x.jsonl, line 1: no field 'text' (but body)" in said
+    assert command(monkeypatch, *given, "--field", "body") == 2  # what was begun was of another field
+    assert "changed: field" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "out.partial")
+    assert command(monkeypatch, *given, "--field", "body") == 0
+    assert "from 1 lines" in capsys.readouterr().out
 
 
 # --- the command ---

@@ -1,6 +1,7 @@
 """Who builds a dataset, in which order, and how often it was killed: the bytes are the same."""
 
 import dataclasses
+import functools
 import gzip
 import itertools
 import json
@@ -15,7 +16,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+from backports import zstd
 from conftest import VOCABULARY, sentence, write_vocabulary
 from test_binarize import content_of
 
@@ -357,6 +361,62 @@ def test_compressed_files_and_standard_input(undisturbed, long_texts, tokenizer_
     assert done.returncode == 0, done.stderr
     assert b"starts over" in done.stdout
     assert ids(content_of(tmp_path / "piped")) == ids(undisturbed)
+
+
+def pack_as(form: str, text: bytes, path: Path) -> Path:
+    """A text as records, or packed."""
+    lines = text.decode().splitlines()
+    if form == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": lines}), path)
+    elif form == "zst":
+        path.write_bytes(zstd.compress(text))
+    else:
+        path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return path
+
+
+def test_json_lines_by_processes_and_by_ranks(long_texts, tokenizer_folder, tmp_path: Path) -> None:
+    """They are cut as text is."""
+    plain = Files((str(long_texts[1]),), str(tokenizer_folder), tmp_path / "plain", MEGABYTES, workers=1)
+    binarize(plain, CleaningRules())
+    path = pack_as("jsonl", long_texts[1].read_bytes(), tmp_path / "x.jsonl")
+    made = []
+    for name, start, more in (("processes", run, ("--workers", "2")), ("ranks", functools.partial(mpirun, 2), ())):
+        done = start(command([path], tokenizer_folder, tmp_path / name, "--field", "text", *more))
+        assert done.returncode == 0, done.stderr
+        made.append(content_of(tmp_path / name))
+    assert made[0] == made[1]
+    assert ids(made[0]) == ids(content_of(tmp_path / "plain"))
+    assert len([name for name in made[0] if name.endswith(".bin")]) > 4
+
+
+@pytest.mark.parametrize("form", ["parquet", "zst", "jsonl"])
+def test_other_forms_go_on_after_a_kill(form, long_texts, tokenizer_folder, tmp_path: Path, monkeypatch) -> None:
+    path = pack_as(form, long_texts[1].read_bytes(), tmp_path / f"x.{form}")
+    field = None if form == "zst" else "text"
+
+    def build(name: str) -> dict[str, bytes]:
+        binarize(Files((str(path),), str(tokenizer_folder), tmp_path / name, MEGABYTES, 1, field), CleaningRules())
+        return content_of(tmp_path / name)
+
+    undisturbed = build("undisturbed")
+    calls: list[int] = []
+    clean = shards.clean
+
+    def counted(*given):
+        calls.append(1)
+        if len(calls) == 3:
+            raise Killed
+        return clean(*given)
+
+    monkeypatch.setattr(shards, "clean", counted)
+    with pytest.raises(Killed):
+        build("again")
+    complete = [path for path in (tmp_path / "again.partial" / "build").glob("*.json") if path.stem.isdigit()]
+    assert complete
+    assert build("again") == undisturbed
+    total = len([name for name in undisturbed if name.endswith(".bin")])
+    assert len(calls) - 3 <= 2 * (total - len(complete)), "what is complete is not built again"
 
 
 def ids(content: dict[str, bytes]) -> bytes:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from huggingface_hub import metadata_load
 from jobs import config_file, flags, make_models
 from ranks import run_ranks, train
+from safetensors.torch import load_file, save_file
 
 from launch import checkpoint
 from launch.errors import CheckpointError, ConfigError
@@ -137,10 +139,81 @@ def test_what_is_no_run_or_exists(runs, tmp_path):
         export.export(runs["stage1"], tmp_path / "there")
 
 
-def test_command_line(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["export", str(runs["stage1"]), "--output", str(tmp_path / "out")])
+def command(monkeypatch, *words: object) -> None:
+    """`python -m model.export`."""
+    monkeypatch.setattr(sys, "argv", ["export", *map(str, words)])
     export.main()
+
+
+def test_command_line(runs, tmp_path, monkeypatch, capsys):
+    command(monkeypatch, runs["stage1"], "--output", tmp_path / "out", "--license", "mit", "--language", "en", "de")
     assert "logits agree" in capsys.readouterr().out
+    metadata = metadata_load(tmp_path / "out" / "README.md")
+    assert (metadata["license"], metadata["language"]) == ("mit", ["en", "de"])
+
+
+def test_the_report_tells_of_the_run(runs, tmp_path):
+    export.export(runs["stage1"], tmp_path / "out", "2")
+    body = json.loads((tmp_path / "out" / "report.json").read_text())
+    record = json.loads((runs["stage1"] / "config.json").read_text())
+    log = [json.loads(line) for line in (runs["stage1"] / "log.jsonl").read_text().splitlines()]
+    found = body["export"]
+    assert found["step"] == 2
+    assert (found["flags"], found["fingerprint"]) == (record["flags"], record["fingerprint"])
+    assert found["deepspeed"]["train_batch_size"] == 16
+    assert found["environment"]["ranks"] == 2
+    assert found["figures"]["loss"] == next(row["loss"] for row in log if row["step"] == 2)
+    assert found["tokens"] == pytest.approx(
+        sum(row["tokens_per_second"] * row["seconds_per_step"] for row in log if row["step"] <= 2)
+    )
+    weights = export.student_weights(checkpoint.verify(runs["stage1"] / "checkpoints" / checkpoint.tag(2)))
+    assert found["model"]["parameters"] == sum(value.numel() for value in weights.values())
+    assert body["pretraining"][0]["curves"]["loss"]["step"] == [1, 2]
+
+
+def test_a_folder_that_is_there(runs, tmp_path, monkeypatch, capsys):
+    """It is verified, and its card made again; nothing else changes."""
+    folder = tmp_path / "out"
+    export.export(runs["stage1"], folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    command(monkeypatch, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert "logits agree" in capsys.readouterr().out
+    command(monkeypatch, folder, "--language", "en")
+    assert metadata_load(folder / "README.md")["language"] == ["en"]
+    command(monkeypatch, folder, "--license", "mit")
+    assert metadata_load(folder / "README.md")["language"] == ["en"]
+    changed = {path.name for path in folder.iterdir() if path.read_bytes() != before[path.name]}
+    assert changed == {"README.md", "report.json"}
+
+
+def test_a_folder_of_others(tmp_path, monkeypatch):
+    """Weights that nothing takes are no error there; it has no report, and gets none."""
+    _, student = make_models(tmp_path)
+    weights = load_file(student / "model.safetensors")
+    save_file(weights | {"pooler.weight": torch.zeros(3)}, student / "model.safetensors", metadata={"format": "pt"})
+    files = sorted(path.name for path in student.iterdir())
+    command(monkeypatch, student, "--language", "en")
+    assert sorted(path.name for path in student.iterdir()) == files
+    with pytest.raises(ConfigError, match=r"--report .*has no report\.json"):
+        command(monkeypatch, student, "--report", tmp_path / "report.json")
+    del weights["vocab_transform.weight"]
+    save_file(weights, student / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"vocab_transform\.weight"):
+        command(monkeypatch, student)
+
+
+def test_what_the_command_line_refuses(runs, tmp_path, monkeypatch):
+    for words, message in (
+        ((runs["stage1"],), r"--output None: needed to export a run"),
+        ((tmp_path,), r"--output None: needed to export a run"),
+        ((runs["stage1"], "--checkpoint", "2"), "--checkpoint 2: is a run's"),
+        ((runs["stage1"], "--output", tmp_path / "out", "--language", "English"), "--language English: must be"),
+        ((runs["stage1"], "--output", tmp_path / "out", "--push-to-hub", "mine"), "--push-to-hub mine: must be"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            command(monkeypatch, *words)
+    assert list(tmp_path.iterdir()) == []
 
 
 # Fine-tuned runs.

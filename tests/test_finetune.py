@@ -1,15 +1,13 @@
 """finetune_dilbert.py, end to end: like pre-training, it does not depend on how it is cut or interrupted."""
 
 import json
-import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import WORDS
-from jobs import NO_DROPOUT, config_file, make_models
+from jobs import NO_DROPOUT, config_file, make_models, write_squad, write_sst2
 from ranks import command_line, read_log, run_ranks
 
 from data.tasks import TASKS
@@ -29,35 +27,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def sst2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sentences in SST-2's format; those with a cat in them are positive."""
-    generator, folder = random.Random(0), tmp_path_factory.mktemp("sst2")
-    for name, count in (("train", 400), ("dev", 60)):
-        rows = ["sentence\tlabel"]
-        for number in range(count):
-            words = generator.choices(WORDS, k=generator.randint(3, 12))
-            words.insert(generator.randint(0, len(words)), ("dog", "cat")[number % 2])
-            rows.append(f"{' '.join(words)}\t{number % 2}")
-        (folder / f"{name}.tsv").write_text("\n".join(rows) + "\n")
-    return folder
+    return write_sst2(tmp_path_factory.mktemp("sst2"))
 
 
 @pytest.fixture(scope="module")
 def squad(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Questions in SQuAD's format; the answer is the context's only tree, and what stands before it."""
-    generator, folder = random.Random(1), tmp_path_factory.mktemp("squad")
-    for name, count in (("train", 200), ("dev", 30)):
-        questions = []
-        for number in range(count):
-            words = generator.choices(WORDS, k=generator.randint(5, 15))
-            at = generator.randint(1, len(words))
-            words.insert(at, "tree")
-            context, answer = " ".join(words), f"{words[at - 1]} tree"
-            answers = [{"text": answer, "answer_start": context.index(answer)}]
-            asked = {"id": f"{name}{number}", "question": "is it the tree", "answers": answers}
-            questions.append({"context": context, "qas": [asked]})
-        body = {"version": "1.1", "data": [{"title": "trees", "paragraphs": questions}]}
-        (folder / f"{name}-v1.1.json").write_text(json.dumps(body))
-    return folder
+    return write_squad(tmp_path_factory.mktemp("squad"))
 
 
 @pytest.fixture(scope="module")

@@ -507,9 +507,14 @@ def test_there_are_always_ticks(low, high):
 
 
 def test_numbers_are_short():
-    assert [plots.number(value) for value in (0.25, 9999, 10_000, 1.5e6, 110e6, -0.0)] == [
-        "0.25", "9999", "10k", "1.5M", "110M", "-0",
+    assert [plots.number(value) for value in (0.25, 9999, 10_000, 1.5e6, 110e6, 1.5e9, -0.0)] == [
+        "0.25", "9999", "10k", "1.5M", "110M", "1.5G", "-0",
     ]  # fmt: skip
+
+
+def test_no_number_is_cut_off_at_the_edge():
+    text = plots.lines("loss", [(0, ([0, 8000], [1.0, 2.0]))])
+    assert f'<text x="{plots.WIDTH:.1f}" y="{plots.HEIGHT - 6:.1f}" text-anchor="end">8000<' in text
 
 
 def test_curves_go_from_corner_to_corner():

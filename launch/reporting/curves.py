@@ -1,9 +1,12 @@
 """Training curves out of a log, thinned to what a page can show; and what the run took."""
 
-import math
+from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
+
+from launch.log import is_number
 
 POINTS = 200  # of a curve: more can't be told apart on a page
 
@@ -13,10 +16,15 @@ Curve = dict[str, list[float]]
 
 def curves(rows: Sequence[Row]) -> dict[str, Curve]:
     """Losses and held-out figures by name: {"loss": {"step": [...], "value": [...]}, "valid_accuracy": ...}."""
+    return {name: thinned(found) for name, found in points(rows).items()}
+
+
+def points(rows: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
+    """The same as (step, value), every one of them."""
     names = dict.fromkeys(name for row in rows for name in row if name.startswith(("loss", "valid_")))
     names.pop("loss_scale", None)
-    found = {name: [(row["step"], row[name]) for row in rows if _number(row.get(name))] for name in names}
-    return {name: thinned(points) for name, points in found.items() if points}
+    found = {name: [(row["step"], row[name]) for row in rows if is_number(row.get(name))] for name in names}
+    return {name: values for name, values in found.items() if values}
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> Curve:
@@ -29,15 +37,44 @@ def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> Curve:
     }
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How far a run had come after some of its steps; 0 is the first of them.
+
+    Attributes:
+        seconds: of training, without measurements and checkpoints.
+        tokens: real ones.
+    """
+
+    steps: list[float]
+    seconds: list[float]
+    tokens: list[float]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "Pace":
+        """By the lines that tell; between two of them rates are constant."""
+        pace = cls([0], [0.0], [0.0])
+        for row in rows:
+            if is_number(row.get("seconds_per_step")) and is_number(row.get("tokens_per_second")):
+                seconds = (row["step"] - pace.steps[-1]) * row["seconds_per_step"]
+                pace.steps.append(row["step"])
+                pace.seconds.append(pace.seconds[-1] + seconds)
+                pace.tokens.append(pace.tokens[-1] + seconds * row["tokens_per_second"])
+        return pace
+
+    def at(self, step: float) -> tuple[float, float] | None:
+        """Seconds and tokens until a step; None: no line tells."""
+        if len(self.steps) < 2 or not 0 <= step <= self.steps[-1]:
+            return None
+        last = max(bisect_left(self.steps, step), 1)
+        share = (step - self.steps[last - 1]) / ((self.steps[last] - self.steps[last - 1]) or 1)
+        seconds, tokens = (
+            figures[last - 1] + share * (figures[last] - figures[last - 1]) for figures in (self.seconds, self.tokens)
+        )
+        return seconds, tokens
+
+
 def taken(rows: Sequence[Row]) -> tuple[float, float] | None:
     """Seconds of training, without measurements and checkpoints, and real tokens; None: the log does not say."""
-    timed = [row for row in rows if _number(row.get("seconds_per_step")) and _number(row.get("tokens_per_second"))]
-    if not timed:
-        return None
-    before = [0, *(row["step"] for row in timed)]
-    seconds = [(row["step"] - b) * row["seconds_per_step"] for row, b in zip(timed, before, strict=False)]
-    return sum(seconds), sum(s * row["tokens_per_second"] for s, row in zip(seconds, timed, strict=True))
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    pace = Pace.of(rows)
+    return pace.at(pace.steps[-1])

@@ -21,8 +21,9 @@ key or row that is not there; `not_measured` says why. Format 1:
     production      [{role, form, bytes, length, seconds, tokens_per_second, accuracy}]: whole models on the processor,
                       one sequence at a time; accuracy as in held_out
     held_out        {data, sequences, role: {loss_mlm, accuracy, student's also: kl, agreement}}; or null
-    pretraining     [{run, flags, fingerprint, environment, seconds, tokens, curves: {name: {step: [], value: []}}}]
-    finetuning      [{run, task, column, seed, step, teacher, main, score, seconds, tokens, curves}]
+    pretraining     [{run, flags, fingerprint, environment, seconds, tokens, energy_kwh and cost where the log has them,
+                      curves: {name: {step: [], value: []}}}]
+    finetuning      [{run, task, column, seed, step, teacher, main, score, seconds, tokens, energy_kwh, cost, curves}]
     not_measured    [{what, why}]
     left_out        [{run, why}]
     source          of the published figures
@@ -34,6 +35,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any
 
+from launch.log import totals
 from launch.reporting import published
 from launch.reporting.curves import curves, taken
 from launch.reporting.runs import PreTrained, Runs, Tuned, identity
@@ -213,7 +215,7 @@ def _finetuning(run: Tuned, column: str) -> Json:
 
 def _taken(log: Sequence[Json]) -> Json:
     seconds, tokens = taken(log) or (None, None)
-    return {"seconds": seconds, "tokens": tokens}
+    return {"seconds": seconds, "tokens": tokens, **totals(log)}
 
 
 # --- what is missing ---

@@ -35,12 +35,14 @@ class Section:
 
     Attributes:
         facts: paragraphs of names and values.
+        legend: of all its figures.
     """
 
     title: str
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
     facts: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
+    legend: Sequence[tuple[int, str]] = ()
 
 
 def page(report: Json) -> str:
@@ -49,20 +51,38 @@ def page(report: Json) -> str:
     Args:
         report: what `launch.reporting.document` describes.
     """
+    return render(title(report), subtitle(report), list(sections(report)), tables.headlines(report))
+
+
+def render(
+    title: str, subtitle: str, sections: Sequence[Section], headlines: Sequence[tuple[str, str]] = ()
+) -> str:  # fmt: skip
+    """The HTML of any such page.
+
+    Args:
+        headlines: figures to remember, and what they are.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     return environment.get_template("page.html").render(
-        title=title(report), report=report, headlines=tables.headlines(report), sections=list(sections(report)),
-        key=plots.key,
-    )  # fmt: skip
+        title=title, subtitle=subtitle, sections=sections, headlines=headlines, key=plots.key, series=plots.SERIES
+    )
 
 
 def title(report: Json) -> str:
     """Of the page."""
     names = [Path(name).name for name in (report["student"], report["teacher"]) if name]
     return "What {} kept of {}".format(*names) if len(names) == 2 else (names or ["Runs"])[0]
+
+
+def subtitle(report: Json) -> str:
+    """When, whose, and where it was measured."""
+    names = [f"{role} {report[role]}" for role in (TEACHER, STUDENT) if report[role]]
+    machine = report["machine"]
+    where = [f"measured on {machine['device']}, {machine['threads']} thread(s)"] if machine else []
+    return " · ".join([report["date"], *names, *where])
 
 
 def sections(report: Json) -> Iterator[Section]:
@@ -149,7 +169,8 @@ def _facts(run: Json) -> list[tuple[str, list[tuple[str, str]]]]:
     ]
     environment = run["environment"]
     facts = [("hardware", tables.hardware(environment)), ("versions", tables.versions(environment)),
-             ("code", str(environment.get("git_commit") or tables.NONE))]  # fmt: skip
+             ("code", str(environment.get("git_commit") or tables.NONE)),
+             *(("energy of", str(kind)) for kind in environment.get("energy_counters") or ())]  # fmt: skip
     parts = [part for part in environment.get("data", []) if isinstance(part, dict)]
     data = [(str(part.get("path")), f"{tables.amount(part.get('tokens'))} tokens") for part in parts]
     return [(name, rows) for name, rows in (("Recipe", flags), ("Environment", facts), ("Data", data)) if rows]

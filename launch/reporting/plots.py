@@ -14,6 +14,7 @@ HEIGHT = 190
 LABEL = 96  # width of a row's label
 ROW = 24
 
+SERIES = 11  # there are so many
 DIAMOND, RING = 2, 3  # series with marks of their own; a ring leaves room for a dot
 
 Points = tuple[Sequence[float], Sequence[float]]
@@ -33,7 +34,10 @@ def lines(title: str, curves: Sequence[tuple[int, Points]]) -> Markup:
     for value in up:
         parts.append(_line(LEFT, y(value), WIDTH - RIGHT, y(value), "grid"))
         parts.append(_text(LEFT - 5, y(value) + 4, number(value), "end"))
-    parts += [_text(x(value), HEIGHT - 6, number(value), "middle") for value in across]
+    for value in across:
+        half_cut_off = x(value) > WIDTH - 2 * RIGHT
+        place, anchor = (WIDTH, "end") if half_cut_off else (x(value), "middle")
+        parts.append(_text(place, HEIGHT - 6, number(value), anchor))
     for series, (steps, values) in curves:
         places = [(x(step), y(value)) for step, value in zip(steps, values, strict=True)]
         if len(places) == 1:
@@ -110,10 +114,11 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def number(value: float) -> str:
-    """Short: 0.25, 120, 35k, 2M."""
-    if abs(value) >= 1e6:
-        return f"{value / 1e6:.4g}M"
-    return f"{value / 1e3:.4g}k" if abs(value) >= 1e4 else f"{value:.4g}"
+    """Short: 0.25, 120, 35k, 2M, 1.5G."""
+    for unit, letter, least in ((1e9, "G", 1e9), (1e6, "M", 1e6), (1e3, "k", 1e4)):
+        if abs(value) >= least:
+            return f"{value / unit:.4g}{letter}"
+    return f"{value:.4g}"
 
 
 def mark(series: int, x: float, y: float) -> Markup:

@@ -1,7 +1,7 @@
 """The tables of a report, as text: page and terminal show the same cells."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from launch.log import duration
@@ -25,6 +25,8 @@ class Table:
 
     Attributes:
         words: how many of the first columns hold words; the others hold numbers.
+        fixed: how many of the first columns stand again where others are shown below.
+        group: how many of the others stay together then.
     """
 
     title: str
@@ -32,6 +34,8 @@ class Table:
     rows: Sequence[Row]
     words: int = 1
     note: str = ""
+    fixed: int = 1
+    group: int = 1
 
 
 # --- cells ---
@@ -58,6 +62,16 @@ def milliseconds(seconds: float | None) -> str:
         return NONE
     value = 1e3 * seconds
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def kwh(energy: float | None) -> str:
+    """Three digits, or all before the point."""
+    return NONE if energy is None else f"{energy:,.0f}" if energy >= 100 else f"{energy:.3g}"
+
+
+def price(value: float | None) -> str:
+    """In whatever currency: 1,234.50."""
+    return amount(value, 2)
 
 
 def task_title(task: str) -> str:
@@ -232,6 +246,15 @@ def _four(value: float | None) -> str:
     return amount(value, 4)
 
 
+def _with_spending(table: Table, runs: Sequence[Json]) -> Table:
+    """A table with a row a run, and their energy and cost where any of them tells."""
+    for title, name, show in (("energy, kWh", "energy_kwh", kwh), ("cost", "cost", price)):
+        if any(name in run for run in runs):
+            rows = [(*row, show(run.get(name))) for row, run in zip(table.rows, runs, strict=True)]
+            table = replace(table, head=(*table.head, title), rows=rows)
+    return table
+
+
 def pretraining(report: Json) -> Table | None:
     """What each run took, and on what."""
     rows = []
@@ -244,7 +267,9 @@ def pretraining(report: Json) -> Table | None:
         ))  # fmt: skip
     head = ("run", "teacher", "student at the start", "hardware", "data", "steps", "time", "tokens", "tokens/s")
     note = f"Time: of training alone. Data: the fingerprint of its stream. {NONE}: none, or not recorded."
-    return Table("Pre-training", head, rows, words=5, note=note) if rows else None
+    return (
+        _with_spending(Table("Pre-training", head, rows, words=5, note=note), report["pretraining"]) if rows else None
+    )
 
 
 def hardware(environment: Json) -> str:
@@ -276,7 +301,8 @@ def finetuning(report: Json) -> Table | None:
         for run in report["finetuning"]
     ]  # fmt: skip
     head = ("task", "model", "run", "teacher", "seed", "steps", "time", "score")
-    return Table("Fine-tuning", head, rows, words=4, note="Score: the main metric, in percent.") if rows else None
+    note = "Score: the main metric, in percent."
+    return _with_spending(Table("Fine-tuning", head, rows, words=4, note=note), report["finetuning"]) if rows else None
 
 
 def paper() -> Table:

@@ -1,8 +1,14 @@
-"""Tables on a terminal: Markdown that can be read as it is, and pasted."""
+"""Tables on a terminal: Markdown that can be read as it is, and pasted; or columns that keep within a width."""
 
-from collections.abc import Iterable
+import itertools
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 
 from launch.reporting.tables import Table
+
+WORDS = 40  # characters; no column of words is wider
+NUMBER = 12  # a column of numbers has room for so many
+GAP = 2  # between columns
 
 
 def markdown(tables: Iterable[Table]) -> str:
@@ -22,3 +28,56 @@ def _markdown(table: Table) -> str:
         lines.append(" | ".join(f"{cell:<{w}}" if left else f"{cell:>{w}}" for cell, (w, left) in places))
     head, *rows = (f"| {line} |" for line in lines)
     return "\n".join([f"### {table.title}", "", head, f"|{rule}|", *rows, *(["", table.note] if table.note else [])])
+
+
+def columns(tables: Iterable[Table], width: int = 120) -> str:
+    """One below the other, none wider than `width`: cells take several lines, and columns without room come below.
+
+    (Markdown knows neither.)
+    """
+    return "\n\n".join(_columns(table, width) for table in tables)
+
+
+def _columns(table: Table, width: int) -> str:
+    widths = _widths(table)
+    lines = [table.title, "=" * len(table.title), ""]
+    for places in _blocks(table, widths, width):
+        rule = tuple("-" * size for size in widths)
+        for row in (table.head, rule, *table.rows):
+            lines += _row(table, [(row[place], widths[place], place) for place in places])
+        lines.append("")
+    return "\n".join([*lines, *textwrap.wrap(table.note, width)]).rstrip()
+
+
+def _widths(table: Table) -> list[int]:
+    """Heads of numbers make no column wider."""
+    widths = []
+    for place, column in enumerate(zip(table.head, *table.rows, strict=True)):
+        words = place < table.words
+        widths.append(min(max(map(len, column)), WORDS) if words else max(NUMBER, *map(len, column[1:])))
+    return widths
+
+
+def _blocks(table: Table, widths: Sequence[int], width: int) -> list[list[int]]:
+    """Places of the columns that stand beside each other: in each block the fixed ones, and as many groups as fit."""
+    fixed = list(range(table.fixed))
+    blocks = [fixed.copy()]
+    for start in range(table.fixed, len(widths), table.group):
+        group = list(range(start, min(start + table.group, len(widths))))
+        together = [*blocks[-1], *group]
+        if len(blocks[-1]) > len(fixed) and sum(widths[place] + GAP for place in together) - GAP > width:
+            blocks.append(fixed + group)
+        else:
+            blocks[-1] = together
+    return blocks
+
+
+def _row(table: Table, cells: Sequence[tuple[str, int, int]]) -> Iterator[str]:
+    """Its lines; a cell is text, width and place."""
+    wrapped = [textwrap.wrap(text, size) for text, size, _ in cells]
+    for parts in itertools.zip_longest(*wrapped, fillvalue=""):
+        line = (
+            f"{part:<{size}}" if place < table.words else f"{part:>{size}}"
+            for part, (_, size, place) in zip(parts, cells, strict=True)
+        )
+        yield (" " * GAP).join(line).rstrip()

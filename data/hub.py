@@ -1,0 +1,80 @@
+"""Datasets by name from the Hugging Face hub, with the `datasets` library, which is optional."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+from data import optional
+from launch.errors import ConfigError
+
+PREFIX = "hub:"
+
+
+@dataclass(frozen=True)
+class Address:
+    """`hub:NAME[@REVISION][:CONFIG[:SPLIT]]`; an empty part is one that was not given."""
+
+    name: str
+    revision: str | None = None
+    config: str | None = None
+    split: str = "train"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read an address.
+
+        Raises:
+            ConfigError: no name, or too many parts.
+        """
+        place, config, split, *more = (*text.removeprefix(PREFIX).split(":"), "", "")
+        name, _, revision = place.partition("@")
+        if not name or any(more):
+            raise ConfigError(f"--input {text}: must be {PREFIX}NAME[@REVISION][:CONFIG[:SPLIT]]")
+        return cls(name, revision or None, config or None, split or "train")
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{PREFIX}{self.name}{revision}:{self.config or ''}:{self.split}"
+
+
+def pinned(text: str) -> str:
+    """The address with the commit that its revision is now: a dataset may change, a commit does not.
+
+    Raises:
+        ConfigError: no such dataset, or the hub can't be reached.
+    """
+    from huggingface_hub import HfApi
+
+    address = Address.parse(text)
+    optional.module("datasets", "hub", f"--input {text}")
+    with _asking(address.name):
+        commit = HfApi().dataset_info(address.name, revision=address.revision).sha
+    return str(dataclasses.replace(address, revision=commit))
+
+
+def load(dataset: str, config: str | None, split: str, what: str, cure: str = "", **options: Any) -> Any:
+    """The rows of a split, each a dict.
+
+    Args:
+        what: needs them.
+        cure: what else can be done where there is no connection.
+        options: of `datasets.load_dataset`.
+
+    Raises:
+        ConfigError: the library is not installed, or the hub can't be reached.
+    """
+    datasets = optional.module("datasets", "hub", what, cure and f", or {cure}")
+    with _asking(dataset, cure):
+        return datasets.load_dataset(dataset, config, split=split, **options)
+
+
+@contextlib.contextmanager
+def _asking(dataset: str, cure: str = "") -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of many kinds: of the network, of the hub, of the cache
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        offline = f"\nOffline? Fetch it once on a connected machine that shares the cache, or {cure}" if cure else ""
+        raise ConfigError(f"'{dataset}' could not be fetched from the Hugging Face hub ({reason}).{offline}") from error
