@@ -157,8 +157,8 @@ def finetune(
         rehearsed = dry_run.rehearse(engine, world, map(make, range(min(steps, dry_run.STEPS))), begin.seed)
         if world.is_main:
             say(headline(tuner, inputs, config, world, steps, 0))
-            found = dry_run.report(rehearsed, engine, config, memory, steps, checkpoints, folder.path)
-            dry_run.show(folder.path, found)
+            lines = dry_run.report(rehearsed, engine, config, memory, steps, checkpoints, folder.path)
+            dry_run.show(folder.path, lines)
         return {}
 
     examiner = Examiner(tuner, inputs, world, evaluation.eval_batch)

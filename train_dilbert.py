@@ -155,8 +155,8 @@ def train(
         rehearsed = dry_run.rehearse(engine, world, map(make, range(min(steps, dry_run.STEPS))), begin.seed)
         if world.is_main:
             say(headline(distiller, config, world, corpora.summary(steps * batch), steps, 0))
-            found = dry_run.report(rehearsed, engine, config, memory, steps, checkpoints, folder.path)
-            dry_run.show(folder.path, found)
+            lines = dry_run.report(rehearsed, engine, config, memory, steps, checkpoints, folder.path)
+            dry_run.show(folder.path, lines)
         return
 
     signs = StopSigns(folder.path, seconds(ends.time_limit))
@@ -270,11 +270,11 @@ GROUPS = (Paths, Length, Objective, MaskingSettings, OrderSettings, Freezing, Sp
 def main() -> None:
     """Command line."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING if distributed.is_main() else logging.ERROR)
-    paths, *settings, begin = parse(DESCRIPTION, *GROUPS, example=EXAMPLE, prog="train_dilbert.py", config=True)
-    if begin.dry_run:
+    paths, *settings = parse(DESCRIPTION, *GROUPS, example=EXAMPLE, prog="train_dilbert.py", config=True)
+    if settings[-1].dry_run:
         paths = replace(paths, output=paths.output / dry_run.FOLDER)
     with Lock(paths.output) as lock:  # however the run ends, its folder is free again
-        train(lock, paths, *settings, begin)
+        train(lock, paths, *settings)
 
 
 if __name__ == "__main__":

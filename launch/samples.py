@@ -51,7 +51,7 @@ class Samples:
         """Of the first masked word; the others stay masked, as the models saw them."""
         ids, place = batch.input_ids.copy(), int(batch.masked_positions[0])
         ids[place] = self.tokenizer.mask_token_id
-        sentence = self.tokenizer.decode(ids[1:-1].tolist())
+        sentence = str(self.tokenizer.decode(ids[1:-1].tolist()))
         lines = [f"- {_plain(sentence)}", f"  - *it was*: {_plain(self._word(int(batch.labels[0])))}"]
         device = next(distiller.parameters()).device
         for name, (best, shares) in distiller.guesses(Batch.of(batch, device).to(device), words).items():
@@ -60,7 +60,7 @@ class Samples:
         return "\n".join(lines)
 
     def _word(self, token: int) -> str:
-        return self.tokenizer.convert_ids_to_tokens(token)
+        return str(self.tokenizer.convert_ids_to_tokens(token))
 
 
 def _plain(text: str) -> str:

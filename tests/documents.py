@@ -33,6 +33,7 @@ ABBREVIATED = re.compile(r"\.\.\.|[|[]")  # a command that leaves something out,
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _HEREDOC = re.compile(r"^.*<<'(\w+)'\n(?:.*\n)*?\1$", re.MULTILINE)
 _SPAN = re.compile(r"`([^`]+)`")
+_COMMAND = re.compile(r"python -m (?!launch\.start)|(make|bash|sbatch) \w|(python|deepspeed|torchrun|mpirun) .*\.py ")
 _EXAMPLE = re.compile(rf"^(#? *)((?:\w+=\S+ )*(?:{'|'.join(ENTRY)}) .*)$")
 _ASSIGNMENT = re.compile(r"\w+=")
 
@@ -107,9 +108,7 @@ def in_markdown(path: Path) -> Iterator[Command]:
             above = note if not code else above
             if code:
                 yield Command(where, code.strip(), f"{above} {note}", block=True)
-    for span in spans(path):
-        if span.startswith(tuple(f"{name} " for name in ENTRY)):
-            yield Command(where, span)
+    yield from (Command(where, span) for span in spans(path) if _COMMAND.match(span))
 
 
 def lines(block: str) -> list[str]:
@@ -129,7 +128,7 @@ def in_python(path: Path) -> Iterator[Command]:
         yield from (
             Command(where, " ".join(span.split()))
             for span in _SPAN.findall(text)
-            if span.startswith(("python -m ", "make "))
+            if _COMMAND.match(span)
         )
 
 

@@ -95,13 +95,13 @@ def test_no_module_shadows_the_standard_library():
 
 FLAGS = [
     "--allow-change", "--alpha-ce", "--alpha-cos", "--alpha-mlm", "--alpha-mse", "--attention-dropout",
-    "--checkpoint-interval", "--compile", "--data", "--deepspeed", "--deepspeed-config", "--epochs", "--eval-interval",
-    "--freeze-pos-embs", "--fresh", "--hang-timeout", "--help", "--keep-every", "--keep-last", "--local-rank",
-    "--log-interval", "--max-bad-steps", "--max-steps", "--mlm-mask-prop", "--mlm-smoothing", "--no-deepspeed",
-    "--no-freeze-pos-embs", "--no-fresh", "--no-restrict-ce-to-mask", "--order", "--order-block", "--order-window",
-    "--output", "--price-per-hour", "--ranks", "--restrict-ce-to-mask", "--seed", "--stop-at-step", "--student",
-    "--teacher", "--teacher-fp8", "--temperature", "--time-limit", "--token-block", "--valid-data", "--warmup-steps",
-    "--word-keep", "--word-mask", "--word-rand",
+    "--checkpoint-interval", "--compile", "--data", "--deepspeed", "--deepspeed-config", "--dry-run", "--epochs",
+    "--eval-interval", "--freeze-pos-embs", "--fresh", "--hang-timeout", "--help", "--keep-every", "--keep-last",
+    "--local-rank", "--log-interval", "--max-bad-steps", "--max-steps", "--mlm-mask-prop", "--mlm-smoothing",
+    "--no-deepspeed", "--no-dry-run", "--no-freeze-pos-embs", "--no-fresh", "--no-restrict-ce-to-mask", "--order",
+    "--order-block", "--order-window", "--output", "--price-per-hour", "--ranks", "--restrict-ce-to-mask", "--seed",
+    "--stop-at-step", "--student", "--teacher", "--teacher-fp8", "--temperature", "--time-limit", "--token-block",
+    "--valid-data", "--warmup-steps", "--word-keep", "--word-mask", "--word-rand",
 ]  # fmt: skip
 
 

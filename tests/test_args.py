@@ -193,7 +193,7 @@ def test_files_that_are_refused(text: str, message: str, tmp_path):
 
 
 def test_no_such_file(tmp_path):
-    with pytest.raises(ConfigError, match="no-file.json: can't be read"):
+    with pytest.raises(ConfigError, match=r"no-file\.json: can't be read"):
         parse("A program.", Example, argv=["--config", str(tmp_path / "no-file.json")], config=True)
 
 
