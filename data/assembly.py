@@ -53,8 +53,9 @@ def work_folder(folder: Path, identity: dict[str, Any], streams: list[str]) -> I
                 f"{folder}: an unfinished build of something else is there (changed: {changed}). Give what it was "
                 "started with, or another --output, or remove the folder"
             )
-        for path in folder.rglob(f"{UNFINISHED}*"):
-            path.unlink()
+        for pattern in (f"{UNFINISHED}*", "*.partial"):  # of shards, and of files that launch.commit writes
+            for path in folder.rglob(pattern):
+                path.unlink()
         yield
 
 

@@ -50,7 +50,7 @@ def expand(patterns: Iterable[str], field: str | None = None) -> list[str]:
         ConfigError: no such file or dataset, a folder or device, nothing that is read here, or the same input twice.
     """
     found = []
-    for pattern in patterns:
+    for pattern in map(str, patterns):
         if pattern.startswith(hub.PREFIX):
             found.append(hub.pinned(pattern))
             continue

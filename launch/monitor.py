@@ -28,6 +28,9 @@ from launch.log import LOG, cut_log, duration, read_log, totals
 from launch.progress import bar
 
 COLUMNS = 120
+# Of figures that are not about learning: they have a page of their own in TensorBoard.
+_OF_THE_MACHINE = ("tokens_per_second", "seconds_per_step", "filler", "uncompiled", "data_wait", "slowest", "memory",
+                   "tflops", "mfu", "energy", "cost")  # fmt: skip
 WORTH_A_WORD = 0.02  # share of the time spent waiting for data
 
 T = TypeVar("T")
@@ -250,7 +253,8 @@ class Monitor:
         self.file.write(json.dumps({"step": step, **body}) + "\n")
         self.file.flush()
         for name, value in figures.items():
-            self.board.add_scalar(f"{group}/{name.removeprefix('valid_')}", value, step)
+            tag = "machine" if name.startswith(_OF_THE_MACHINE) else group
+            self.board.add_scalar(f"{tag}/{name.removeprefix('valid_')}", value, step)
         self.board.flush()
 
 

@@ -48,15 +48,16 @@ class Samples:
         return "\n".join(self._one(distiller, batch, words) for batch in self.batches)
 
     def _one(self, distiller: Distiller, batch: MicroBatch, words: int) -> str:
-        """Of the first masked word; the others stay masked, as the models saw them."""
+        """Of the first masked word, in bold; the others stay masked, as the models saw them."""
         ids, place = batch.input_ids.copy(), int(batch.masked_positions[0])
         ids[place] = self.tokenizer.mask_token_id
-        sentence = str(self.tokenizer.decode(ids[1:-1].tolist()))
-        lines = [f"- {_plain(sentence)}", f"  - *it was*: {_plain(self._word(int(batch.labels[0])))}"]
+        mask = _plain(str(self.tokenizer.mask_token))
+        sentence = _plain(str(self.tokenizer.decode(ids[1:-1].tolist()))).replace(mask, f"**{mask}**", 1)
+        lines = [f"- {sentence}", f"    - *it was*: {_plain(self._word(int(batch.labels[0])))}"]
         device = next(distiller.parameters()).device
         for name, (best, shares) in distiller.guesses(Batch.of(batch, device).to(device), words).items():
             pairs = zip(best[0].tolist(), shares[0].tolist(), strict=True)
-            lines.append(f"  - {name}: " + ", ".join(f"{_plain(self._word(i))} {share:.0%}" for i, share in pairs))
+            lines.append(f"    - {name}: " + ", ".join(f"{_plain(self._word(i))} {share:.0%}" for i, share in pairs))
         return "\n".join(lines)
 
     def _word(self, token: int) -> str:

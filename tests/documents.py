@@ -125,11 +125,7 @@ def in_python(path: Path) -> Iterator[Command]:
             texts.append(ast.literal_eval(node.value))
     for text in texts:
         yield from _examples(text, where)
-        yield from (
-            Command(where, " ".join(span.split()))
-            for span in _SPAN.findall(text)
-            if _COMMAND.match(span)
-        )
+        yield from (Command(where, " ".join(span.split())) for span in _SPAN.findall(text) if _COMMAND.match(span))
 
 
 def in_head(path: Path) -> Iterator[Command]:
@@ -144,6 +140,38 @@ def _examples(text: str, where: str) -> Iterator[Command]:
         found = _EXAMPLE.match(line)
         if found and (len(found[1]) >= 2 or found[2].startswith("python -m")):
             yield Command(where, re.split(r" {3,}", found[2])[0])
+
+
+def section(path: Path, heading: str) -> str:
+    """What stands under a heading of a Markdown file, up to the next one of its rank."""
+    return path.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of all tables in a text, row by row, without heads."""
+    lines = text.splitlines()
+    inner = [line for line, rule in zip(lines, [*lines[1:], ""], strict=True)
+             if line.startswith("| ") and not rule.startswith("|--")]  # fmt: skip
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in inner]
+
+
+def anchors(path: Path) -> set[str]:
+    """The names of a Markdown file's headings, as links have them."""
+    headings = re.findall(r"^#+ (.*)$", _FENCE.sub("", path.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def messages() -> list[str]:
+    """All texts in our code, with `\\0` where a value stands."""
+    found = []
+    for path in (*ROOT.glob("*.py"), *(path for room in ROOMS[:3] for path in (ROOT / room).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
 
 
 def entry_points() -> list[str]:
@@ -276,6 +304,11 @@ def options(module: str, patch: Any) -> set[str]:
     return found
 
 
+def plain(flag: str) -> str:
+    """A flag with hyphens, as parsers hold it."""
+    return "--" + flag[2:].replace("_", "-")
+
+
 # --- running commands ---
 
 
@@ -297,7 +330,8 @@ class Shell:
     from a server that has imported everything. Programs of others do nothing. A context manager.
 
     Attributes:
-        started: what was started, in this order.
+        given: what was typed, but for plain programs of the system; in this order.
+        started: what of it is ours.
     """
 
     def __init__(self, folder: Path, steps: int) -> None:
@@ -306,6 +340,7 @@ class Shell:
             folder: for its programs.
             steps: of each training, however long it is said to be.
         """
+        self.given: list[list[str]] = []
         self.started: list[Start] = []
         self.steps = steps
         self.programs, self.listener = folder / "bin", Listener(family="AF_UNIX")
@@ -352,6 +387,7 @@ class Shell:
                     line.send((1, f"{shlex.join(words)}: {error}\n"))
 
     def _answer(self, words: list[str], folder: str) -> tuple[int, str]:
+        self.given.append(words)
         with contextlib.chdir(folder):
             start = start_of(words)
         if start is None or start.module.startswith(("launch.doctor", "tests.")) or "--push-to-hub" in words:

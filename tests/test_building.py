@@ -178,6 +178,26 @@ def test_killed_in_the_last_moments(undisturbed, long_texts, tokenizer_folder, t
     assert content_of(tmp_path / "out") == undisturbed
 
 
+def test_killed_while_the_counts_are_written(undisturbed, long_texts, tokenizer_folder, tmp_path, monkeypatch) -> None:
+    """What they are written into first is not left in the dataset."""
+    files = Files(tuple(map(str, long_texts)), str(tokenizer_folder), tmp_path / "out", MEGABYTES, workers=1)
+    replace = os.replace
+
+    def die_at_counts(source: str, target: Path) -> None:
+        if Path(target).name == "counts.npy":
+            shutil.copyfile(source, Path(target).with_name("counts.npy.01234567.partial"))
+            raise Killed
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die_at_counts)
+        with pytest.raises(Killed):
+            binarize(files, CleaningRules())
+    assert (tmp_path / "out.partial" / "counts.npy.01234567.partial").exists()
+    binarize(files, CleaningRules())
+    assert content_of(tmp_path / "out") == undisturbed
+
+
 def die(*_) -> None:
     raise Killed
 

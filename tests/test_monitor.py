@@ -52,7 +52,9 @@ def test_console_file_and_board_say_the_same(tmp_path, capsys):
     assert rows == [{"step": 4, **FIGURES}, {"step": 4, "valid_loss": 2.5}]
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
-    assert set(board.Tags()["scalars"]) == {f"train/{name}" for name in FIGURES} | {"valid/loss"}
+    machine = {"tokens_per_second", "seconds_per_step", "data_wait"}
+    expected = {f"{'machine' if name in machine else 'train'}/{name}" for name in FIGURES} | {"valid/loss"}
+    assert set(board.Tags()["scalars"]) == expected
     (event,) = board.Scalars("train/grad_norm")
     assert (event.step, event.value) == (4, 0.5)
 

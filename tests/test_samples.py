@@ -56,10 +56,10 @@ def test_sentences(held_out, distiller, models):
     assert len(lines) == 2 * 4
     for batch, block in zip(samples.batches, (lines[:4], lines[4:]), strict=True):
         sentence, answer, teacher, student = block
-        assert "\\[MASK\\]" in sentence
+        assert "**\\[MASK\\]**" in sentence
         word = tokenizer.convert_ids_to_tokens(int(batch.labels[0]))
-        assert answer == f"  - *it was*: {_plain(word)}"
-        assert teacher.startswith("  - teacher: ") and student.startswith("  - student: ")
+        assert answer == f"    - *it was*: {_plain(word)}"
+        assert teacher.startswith("    - teacher: ") and student.startswith("    - student: ")
         assert teacher.count("%") == student.count("%") == 3
     assert samples.text(distiller).splitlines() == lines, "the same each time"
 
