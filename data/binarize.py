@@ -52,6 +52,7 @@ class Files:
         for name in ("shard_megabytes", "workers"):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "must be positive")
+        require(self.field != "", "field", self.field, "must be a name")
         require(self.output.name not in ("", ".."), "output", self.output, "must be the name of a new folder")
 
 

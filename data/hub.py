@@ -45,10 +45,10 @@ def pinned(text: str) -> str:
     Raises:
         ConfigError: no such dataset, or the hub can't be reached.
     """
-    from huggingface_hub import HfApi
-
     address = Address.parse(text)
     optional.module("datasets", "hub", f"--input {text}")
+    from huggingface_hub import HfApi
+
     with _asking(address.name):
         commit = HfApi().dataset_info(address.name, revision=address.revision).sha
     return str(dataclasses.replace(address, revision=commit))

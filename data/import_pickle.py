@@ -41,6 +41,7 @@ class Files:
     def __post_init__(self) -> None:
         for name, path in (("input", self.input), ("token_counts", self.token_counts)):
             require(path is None or path.is_file(), name, path, "is no file")
+        require(self.output.name not in ("", ".."), "output", self.output, "must be the name of a new folder")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """Text as blocks of whole lines: plain files are cut into byte ranges; what is compressed, a column of records, or
-standard input is a stream, whose text are the lines that come out of it.
+standard input is a stream, whose text is the lines that come out of it.
 
 Where a text is cut depends on the text alone, never on who reads it.
 """

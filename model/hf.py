@@ -150,7 +150,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     files = _shards(folder / name) if name.endswith(".index.json") else [name]
     state: dict[str, Tensor] = {}
     for file in files:
-        state |= _read_file(folder / file)
+        state |= read_file(folder / file)
     return state
 
 
@@ -201,7 +201,12 @@ def _shards(index: Path) -> list[str]:
     return names
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def read_file(path: Path) -> dict[str, Tensor]:
+    """A file of weights, by the names in it.
+
+    Raises:
+        CheckpointError: damaged, or a pickle that holds more than weights.
+    """
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)

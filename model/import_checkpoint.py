@@ -66,7 +66,7 @@ def read(path: Path, config: Path | None) -> tuple[DilBertForMaskedLM, dict[str,
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
-    state = {name.removeprefix("module."): value for name, value in hf._read_file(path).items()}  # DataParallel's
+    state = {name.removeprefix("module."): value for name, value in hf.read_file(path).items()}  # DataParallel's
     kind, place = family(state, path), config or path.parent
     values = {"model_type": kind, **read_values(place)}  # DistilBERT's first configurations do not say
     if values["model_type"] != kind:

@@ -410,6 +410,8 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
     for name in ("shard_megabytes", "workers"):
         with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} 0: must be positive"):
             Files(("x",), "t", tmp_path / "out", **{name: 0})
+    with pytest.raises(ConfigError, match="--field : must be a name"):
+        Files(("x",), "t", tmp_path / "out", field="")
 
 
 @pytest.mark.parametrize(("arguments", "named"), [
