@@ -149,11 +149,17 @@ def test_abbreviated_commands_name_flags_that_there_are(flags: dict[str, set[str
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.block], ids=str)
 def test_a_command_says_what_it_needs(command: Command) -> None:
-    """Beside it or above it: other hosts, the internet."""
+    """Beside it or above it: other hosts, a GPU, the internet."""
+    note = command.note.lower()
     if re.search(r"mpirun|launch\.start|launch\.doctor|sbatch", command.text):
-        assert "needs a cluster" in command.note.lower()
+        assert "needs a cluster" in note
+    for name in re.findall(r"ds_configs/\w+\.json", command.text):
+        precision = ds_config.precision(json.loads((ROOT / name).read_text()))
+        assert precision == "fp32" or "needs a gpu" in note or "needs a cluster" in note
     if "--push-to-hub" in command.text:
-        assert "needs the internet" in command.note.lower()
+        assert "needs the internet" in note
+    if re.search(r"(bert|dilbert)-base-", command.text):
+        assert "internet" in (ROOT / command.where).read_text()
 
 
 def test_no_entry_point_is_without_a_command() -> None:
@@ -216,7 +222,7 @@ def test_messages_are_those_of_the_code() -> None:
 # --- the documents' commands, given one after another on stand-ins ---
 
 
-def given(page: Path, heading: str = "") -> str:
+def given(page: Path) -> str:
     """The fenced blocks of a page as one script, without the lines that leave something out."""
     blocks = "\n".join(documents.fences(page, "bash"))
     return "\n".join(line for line in documents.lines(blocks) if "..." not in line)
@@ -328,15 +334,20 @@ def test_eight_nodes_under_slurm(home: Path, shell: Shell) -> None:
 
 @pytest.mark.slow
 def test_squad(home: Path, shell: Shell) -> None:
-    line, given, out = "bash launch/recipes/squad.sh", {"STUDENT": "models/two-layers", "DATA": "squad"}, home / "runs"
-    shell.run("python -m model.extract --teacher bert-base-uncased --layers 0 3 --output squad/student", home)
-    given["STUDENT"] = "squad/student"
+    line, out = "bash launch/recipes/squad.sh", home / "runs" / "twice"
+    given = {"STUDENT": "dilbert-base-uncased", "DATA": "squad", "OUT": "runs/twice"}
     shell.run(f"{line} --dry-run", home, **given)
-    assert not (out / "squad" / "student").exists()
+    assert (out / "teacher" / "dry-run" / "report.txt").exists() and not (out / "student").exists()
     shell.run(line, home, **given)
-    result = json.loads((out / "squad" / "student" / "result.json").read_text())
-    assert (result["model"], result["teacher"]) == ("squad/student", "runs/squad/teacher-model")
-    transformers.DistilBertForQuestionAnswering.from_pretrained(out / "squad" / "student-model")
+    result = json.loads((out / "student" / "result.json").read_text())
+    assert (result["model"], result["teacher"]) == ("dilbert-base-uncased", "runs/twice/teacher-model")
+    transformers.DistilBertForQuestionAnswering.from_pretrained(out / "student-model")
+
+
+@pytest.mark.slow
+def test_the_page_of_recipes_as_its_user_reads_it(home: Path, shell: Shell) -> None:
+    shell.run(given(PAGES[3]), home)
+    assert all((home / "runs" / run / "DONE.json").exists() for run in ("base/run", "v100/run", "squad/student"))
 
 
 # --- figures on paper ---
