@@ -229,7 +229,7 @@ class Monitor:
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """One line of training figures, everywhere; to those of launch.log.TOTALS, earlier starts are added."""
-        figures = {name: value + self.before.get(name, 0.0) for name, value in figures.items()}
+        figures = figures | {name: figures[name] + more for name, more in self.before.items() if name in figures}
         self._record(step, figures, "train")
         left = duration((self.max_steps - step) * figures["seconds_per_step"])
         self.say(console_line(f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}", figures, f"eta {left}"))

@@ -242,8 +242,7 @@ def _of_sbatch(rest: list[str]) -> Start:
     at = next(number for number, word in enumerate(rest) if word.endswith(".sbatch"))
     script, argv = ROOT / rest[at], rest[at + 1 :]
     assert script.is_file(), f"no script {rest[at]}"
-    known = subprocess.run(["grep", "-o", "python .*[.]py\\|-m [a-z.]*", script], capture_output=True, text=True).stdout
-    if "data.binarize" in known:
+    if "-m data.binarize" in script.read_text():
         return Start("data.binarize", argv)
     return Start("train_dilbert", ["--output", *argv])
 
@@ -413,8 +412,8 @@ def call(module: str, argv: list[str], folder: str) -> tuple[int, str]:
     return command_line(importlib.import_module(module).main, argv)
 
 
-def execute(code: str, folder: str) -> dict[str, Any]:
-    """Lines of Python in this rank; what they leave in plain values, and the shapes of tensors."""
+def execute(code: str, folder: str) -> dict[str, tuple[int, ...]]:
+    """Lines of Python in this rank; the shapes of the tensors that they leave."""
     os.chdir(folder)
     left: dict[str, Any] = {}
     exec(compile(code, "document", "exec"), left)
