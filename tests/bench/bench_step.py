@@ -46,8 +46,8 @@ class Arguments:
     dtype: Literal["fp32", "bf16"] = flag("fp32", "of weights and activations")
     lengths: Literal["mixed", "128", "512"] = flag("mixed", "tokens a sequence; mixed: log-normal, 127 in the mean")
     batch: int | None = flag(
-        None, "sequences of a batch, but for the original's way, which has 5 (default: 32; base pair on a CPU: 12; on "
-        "a GPU: 64)", "SEQUENCES",
+        None, "sequences of a batch, but for the original's way, which has 5 (default: 32; base pair on a CPU: 16, in "
+        "fp32 12; on a GPU: 64)", "SEQUENCES",
     )  # fmt: skip
     sequences: int = flag(160, "that each process goes through, after some to warm up with")
     rounds: int = flag(3, "processes of each variant")
@@ -67,7 +67,8 @@ class Arguments:
 
     def setting(self) -> Setting:
         """What all variants have in common."""
-        usual = 64 if torch.cuda.is_available() else 12 if self.pair == "base" else 32
+        on_cpu = 32 if self.pair != "base" else 12 if self.dtype == "fp32" else 16
+        usual = 64 if torch.cuda.is_available() else on_cpu
         setting = Setting(self.pair, self.dtype, self.lengths, self.batch or usual, self.sequences)
         return replace(setting, batch=5, sequences=10, quick=True) if self.quick else setting
 
