@@ -19,7 +19,7 @@ from data.gather import Reader
 from data.index_header import Header, dtype_of_ids, read_header
 from data.manifest import Manifest, ShardEntry, checksum
 from data.vocabulary import Vocabulary
-from launch.errors import DataError
+from launch.errors import DataError, did_you_mean_path
 
 
 class Shard:
@@ -145,7 +145,8 @@ class Dataset:
         elif path.with_name(path.name + ".idx").exists():
             manifest, shards = None, (Shard(path),)
         else:
-            raise DataError(f"{path}: neither a dataset folder nor a prefix of X.bin and X.idx")
+            near = did_you_mean_path(path)
+            raise DataError(f"{path}: neither a dataset folder nor a prefix of X.bin and X.idx{near}")
         starts = np.cumsum([0] + [len(shard.lengths) for shard in shards])
         if starts[-1] == 0:
             raise DataError(f"{path}: holds no sequence")

@@ -17,7 +17,7 @@ from typing import Any
 import xxhash
 
 from data import hub, optional, records
-from launch.errors import ConfigError
+from launch.errors import ConfigError, did_you_mean_path
 
 STANDARD_INPUT = "-"
 ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
@@ -56,7 +56,7 @@ def expand(patterns: Iterable[str], field: str | None = None) -> list[str]:
             continue
         paths = [pattern] if pattern == STANDARD_INPUT or Path(pattern).exists() else sorted(glob.glob(pattern))
         if not paths:
-            raise ConfigError(f"--input {pattern}: no such file")
+            raise ConfigError(f"--input {pattern}: no such file{did_you_mean_path(pattern)}")
         found += paths
     for path in found:
         if not (is_file(path) or path == STANDARD_INPUT or path.startswith(hub.PREFIX)):

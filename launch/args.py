@@ -62,7 +62,14 @@ class _Parser(argparse.ArgumentParser):
     """argparse that raises ConfigError, and knows its options' names for "did you mean"."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}\n{self.format_usage().strip()}\n`{self.prog} --help` explains every flag.")
+        raise ConfigError(f"{message}\n`{self.prog} --help` explains every flag.")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += did_you_mean(str(value), map(str, action.choices or ()))
+            raise
 
 
 class _Collect(argparse.Action):

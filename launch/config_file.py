@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.errors import ConfigError, did_you_mean
+from launch.errors import ConfigError, did_you_mean, did_you_mean_path
 
 
 def words(path: Path, given: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
@@ -38,7 +38,7 @@ def read(path: Path) -> dict[str, Any]:
 
             body = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--config {path}: can't be read: {error}") from error
+        raise ConfigError(f"--config {path}: can't be read: {error}{did_you_mean_path(path)}") from error
     except Exception as error:  # yaml's own errors, which say line and column
         raise ConfigError(f"--config {path}: is no YAML: {' '.join(str(error).split())}") from error
     if isinstance(body, dict) and isinstance(body.get("flags"), dict):

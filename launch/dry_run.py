@@ -170,3 +170,4 @@ def show(folder: Path, lines: Iterable[str]) -> None:
     text = "\n".join(lines)
     say(text)
     commit.write_text(folder / "report.txt", text + "\n")
+    say(f"\nready. {folder} has this, and what flags (config.json) and DeepSpeed JSON (ds_config.json) came to")

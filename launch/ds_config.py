@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launch.errors import ConfigError, did_you_mean
+from launch.errors import ConfigError, did_you_mean, did_you_mean_path
 
 Json = dict[str, Any]
 
@@ -97,7 +97,7 @@ def load(path: Path, device: str) -> Json:
     try:
         config = json.loads(path.read_text(), object_pairs_hook=_refuse_duplicates)
     except OSError as error:
-        raise ConfigError(f"--deepspeed-config {path}: {error.strerror}") from error
+        raise ConfigError(f"--deepspeed-config {path}: {error.strerror}{did_you_mean_path(path)}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--deepspeed-config {path}: not valid JSON: {error}") from error
     if not isinstance(config, dict):

@@ -6,10 +6,12 @@ request. A user's mistake never shows a traceback.
 
 import difflib
 import errno
+import itertools
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NoReturn, TextIO
 
 
@@ -67,6 +69,21 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the nearest known word, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def did_you_mean_path(path: str | Path) -> str:
+    """The same for a path that is not there, by the names beside its first missing part; the message of a typing error.
+    A folder of very many files is not read to its end."""
+    path = Path(path)
+    try:
+        missing = next((p for p in (path, *path.parents) if p.parent.is_dir()), path)
+        if missing.exists():
+            return ""
+        with os.scandir(missing.parent) as entries:
+            near = did_you_mean(missing.name, [entry.name for entry in itertools.islice(entries, 10_000)])
+    except (OSError, ValueError):
+        return ""
+    return near.replace("mean '", f"mean '{missing.parent}/") if near and missing.parent != Path() else near
 
 
 # What a disk, or rights on it, can answer; other OSErrors are our own bugs.

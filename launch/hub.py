@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from launch.errors import ConfigError
+from launch.errors import ConfigError, did_you_mean_path
 
 # The first names of the published models, and where they live today.
 RENAMED = {
@@ -31,17 +31,17 @@ def fetch(name: str, patterns: tuple[str, ...]) -> Path:
     if folder.is_dir():
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ConfigError(f"'{name}': no such folder")
+        raise ConfigError(f"'{name}': no such folder{did_you_mean_path(name)}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    name = resolve(name)
+    near, name = did_you_mean_path(name), resolve(name)
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"'{name}' is no folder here, and could not be fetched from the Hugging Face hub ({reason}).\n"
+            f"'{name}' is no folder here, and could not be fetched from the Hugging Face hub ({reason}){near or '.'}\n"
             f"Offline? On a connected machine: `hf download {name} --local-dir FOLDER`, then give the folder."
         ) from error
 

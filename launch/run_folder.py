@@ -22,7 +22,7 @@ from launch import agreement, commit, ds_config, lock
 from launch.args import option, plain
 from launch.distributed import World, by_main
 from launch.energy import counters
-from launch.errors import CheckpointError, ConfigError
+from launch.errors import CheckpointError, ConfigError, did_you_mean
 from launch.stop import STOP
 
 MODEL = "model"  # key of config.json: the student's architecture, as Hugging Face's config.json
@@ -138,15 +138,22 @@ def refuse_changes(
         ConfigError: names every changed flag or key with its old and its new value.
     """
     before, after = recorded.get("flags", {}), now["flags"]
+    json_before, json_after = recorded.get("deepspeed_config", {}), now["deepspeed_config"]
+    keys = ds_config.flatten(json_before) | ds_config.flatten(json_after)
+    known = {_key(name): name for name in (*map(option, before | after), *keys, *IDENTITY)}
+    for name in allowed:
+        if _key(name) not in known:
+            near = did_you_mean(name, known.values())
+            raise ConfigError(f"--allow-change {name}: the run has no such flag or key{near}")
     names = sorted((before.keys() | after.keys()) - free)
     changed = [
         (option(name), before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
     ]
-    changed += ds_config.changes(recorded.get("deepspeed_config", {}), now["deepspeed_config"])
+    changed += ds_config.changes(json_before, json_after)
     for name in IDENTITY:
         if recorded.get(name) != now.get(name):
             changed.append((name, recorded.get(name), now.get(name)))
-    refused = [row for row in changed if _key(row[0]) not in {_key(name) for name in allowed}]
+    refused = [row for row in changed if _key(row[0]) not in set(map(_key, allowed))]
     if refused:
         rows = "\n".join(f"  {name}: was {old!r}, is {new!r}" for name, old, new in refused)
         raise ConfigError(

@@ -17,7 +17,7 @@ from typing import Any
 from launch import beats
 from launch.args import flag, parse, positional, require
 from launch.beats import Beat
-from launch.errors import ConfigError, HungError, Stopped, run, say
+from launch.errors import ConfigError, HungError, Stopped, did_you_mean_path, run, say
 from launch.log import LOG, duration, read_log
 
 _SILENT = 60.0  # seconds; a rank gives a sign of life every 10
@@ -62,7 +62,8 @@ class View:
         """
         if not (folder / "config.json").exists():
             raise ConfigError(
-                f"{folder}: no run (it has no config.json); a run that starts has one after its first minute"
+                f"{folder}: no run (it has no config.json){did_you_mean_path(folder)}; "
+                "a run that starts has one after its first minute"
             )
         environment = _read(folder / "environment.json") or {}
         ranks = []

@@ -23,7 +23,7 @@ from torch import Tensor
 from data.tokenizer import load_tokenizer, vocabulary_of
 from launch import checkpoint, commit, restore
 from launch.args import flag, parse, positional, require
-from launch.errors import CheckpointError, ConfigError, run, say
+from launch.errors import CheckpointError, ConfigError, did_you_mean_path, run, say
 from launch.reporting.exported import REPORT, exported, known, with_figures, write
 from launch.run_folder import HEAD, MODEL, TOKENIZER, RunFolder
 from model import heads, hf, onnx_export, verify
@@ -160,7 +160,7 @@ def export(
     folder = RunFolder(run_path)
     record = folder.recorded()
     if record is None:
-        raise ConfigError(f"{run_path}: no run (it has no config.json)")
+        raise ConfigError(f"{run_path}: no run (it has no config.json){did_you_mean_path(run_path)}")
     source = choose(folder, name)
     model = load_student(record, source)
     with commit.folder(output) as partial:

@@ -17,7 +17,7 @@ from torch import Tensor
 from data.tokenizer import has_tokenizer
 from launch import commit, hub
 from launch.args import flag, parse, positional
-from launch.errors import CheckpointError, ConfigError, run
+from launch.errors import CheckpointError, ConfigError, did_you_mean_path, run
 from model import hf
 from model.config import BertConfig, read_values
 from model.export import check_tokenizer
@@ -65,7 +65,7 @@ def read(path: Path, config: Path | None) -> tuple[DilBertForMaskedLM, dict[str,
         CheckpointError: weights that are damaged, missing, of other shapes, or more than weights.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file")
+        raise ConfigError(f"{path}: no such file{did_you_mean_path(path)}")
     state = {name.removeprefix("module."): value for name, value in hf.read_file(path).items()}  # DataParallel's
     kind, place = family(state, path), config or path.parent
     values = {"model_type": kind, **read_values(place)}  # DistilBERT's first configurations do not say

@@ -89,6 +89,7 @@ def test_underscores_are_hyphens_but_values_stay():
         (["--name", "x", "--coun", "1"], "unknown argument"),
         (["--name", "x", "--count-of", "many"], "--count-of"),
         (["--name", "x", "--mode", "c"], "--mode"),
+        (["--name", "x", "--mode", "bb"], "did you mean 'b'?"),
         (["--name", "x", "--count-of", "0"], "--count-of 0: must be positive"),
         (["--name"], "--name"),
         (["stray", "--name", "x"], "stray"),

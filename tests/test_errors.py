@@ -83,6 +83,19 @@ def test_did_you_mean():
     assert errors.did_you_mean("xyz", ["optimizer"]) == ""
 
 
+def test_did_you_mean_for_paths(tmp_path, monkeypatch):
+    (tmp_path / "models" / "teacher").mkdir(parents=True)
+    (tmp_path / "train.json").touch()
+    monkeypatch.chdir(tmp_path)
+    for typed, near in [
+        ("trian.json", "train.json"), ("models/techer", "models/teacher"), ("modls/teacher/config.json", "models"),
+        ("./modles", "models"), (tmp_path / "models" / "teachr", f"{tmp_path}/models/teacher"),
+    ]:  # fmt: skip
+        assert errors.did_you_mean_path(typed) == f"; did you mean '{near}'?"
+    for typed in ("quite/other", "train.json", "models", "models/teacher", "train.json/x", "", "\0", "x" * 5000):
+        assert errors.did_you_mean_path(typed) == "", typed
+
+
 def test_a_reader_that_has_gone_ends_nobody(tmp_path):
     """As `deepspeed ... | tee log` ends, or a launcher is killed: what comes later goes nowhere, the exit is ours."""
     code = "from launch.errors import say; import pathlib, sys\nfor _ in range(3): say('x'); say('y', sys.stderr)\n"

@@ -42,6 +42,16 @@ def test_changes_that_the_user_allows(allowed):
     assert refuse_changes(record(), now, FREE, allowed) is None, "it would have raised"
 
 
+@pytest.mark.parametrize(
+    ("name", "near"), [("--sed", "--seed"), ("max-step", "--max-steps"), ("a.c", "a.b"), ("z", "")]
+)
+def test_what_may_change_must_be_there(name, near):
+    with pytest.raises(ConfigError) as caught:
+        refuse_changes(record(), record(), FREE, (name,))
+    hint = f"; did you mean '{near}'?" if near else ""
+    assert str(caught.value) == f"--allow-change {name}: the run has no such flag or key{hint}"
+
+
 @pytest.mark.parametrize("name", ["model", "teacher", "fingerprint"])
 def test_identity_counts(name):
     with pytest.raises(ConfigError, match=f"{name}: was"):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.errors import DataError, did_you_mean
+from launch.errors import DataError, did_you_mean, did_you_mean_path
 
 
 def find(data: Path, names: Sequence[str], what: str) -> Path:
@@ -16,7 +16,7 @@ def find(data: Path, names: Sequence[str], what: str) -> Path:
         DataError: none is; says which were looked for.
     """
     if not data.is_dir():
-        raise DataError(f"--data {data}: no such folder; it should hold {' or '.join(names)}")
+        raise DataError(f"--data {data}: no such folder{did_you_mean_path(data)}; it should hold {' or '.join(names)}")
     for name in names:
         if (data / name).is_file():
             return data / name

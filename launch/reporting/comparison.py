@@ -22,7 +22,7 @@ from typing import Any
 
 from launch import ds_config
 from launch.args import option
-from launch.errors import ConfigError, DataError
+from launch.errors import ConfigError, DataError, did_you_mean_path
 from launch.log import LOG, is_number, read_log, totals
 from launch.reporting.curves import POINTS, Pace, points, thinned
 from launch.reporting.runs import read_json
@@ -77,7 +77,7 @@ class Run:
 
 def _config(folder: Path) -> Json:
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder")
+        raise ConfigError(f"{folder}: no such folder{did_you_mean_path(folder)}")
     config = read_json(folder / "config.json", flags=dict, deepspeed_config=dict, model=dict, head=dict)
     if not config.get("flags"):
         seeds = " ".join(str(path) for path in sorted(folder.glob("seed-*")))

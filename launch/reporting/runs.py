@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import hub
-from launch.errors import ConfigError, DataError
+from launch.errors import ConfigError, DataError, did_you_mean_path
 from launch.log import LOG, read_log
 
 Row = dict[str, Any]
@@ -106,7 +106,7 @@ def _each(folders: Iterable[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for folder in folders:
         if not folder.exists():
-            raise ConfigError(f"--runs {folder}: no such folder")
+            raise ConfigError(f"--runs {folder}: no such folder{did_you_mean_path(folder)}")
         for path in sorted(folder.glob("seed-*/")) or [folder]:
             found.setdefault(path.resolve(), path)
     return list(found.values())
