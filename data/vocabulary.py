@@ -5,6 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 
+def id_dtype(size: int) -> np.dtype:
+    """Storage type of ids, by Megatron's rule: uint16 below 65,500 entries, else int32."""
+    return np.dtype(np.uint16) if size < 65_500 else np.dtype(np.int32)
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Stored in every dataset's manifest."""
@@ -20,5 +25,5 @@ class Vocabulary:
 
     @property
     def dtype(self) -> np.dtype:
-        """Storage type of ids, by Megatron's rule: uint16 below 65,500 entries, else int32."""
-        return np.dtype(np.uint16) if self.size < 65_500 else np.dtype(np.int32)
+        """Storage type of its ids."""
+        return id_dtype(self.size)

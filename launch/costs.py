@@ -295,7 +295,7 @@ def checkpoint_bytes(count: int, engine: Engine) -> float:
     return count * (engine.element + ADAM) if engine.stage else count * ADAM
 
 
-def dataset_bytes(tokens: float, sequences: float, item: int = 2) -> float:
+def dataset_bytes(tokens: float, sequences: float, item: int) -> float:
     """Shards: `item` bytes a token, 12 in the index for each sequence, 8 for each document (a line; here one for each
     sequence)."""
     return item * tokens + 20 * sequences

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data.indexed import Dataset
+from data.vocabulary import id_dtype
 from launch import costs, ds_config, plan_report, scaling
 from launch.args import flag, parse, require
 from launch.costs import Tokens
@@ -121,15 +122,19 @@ class Corpus:
     bytes: float
 
 
-def corpus(text: Text) -> Corpus:
+def corpus(text: Text, vocabulary: int) -> Corpus:
     """The dataset's, or those of a corpus whose sequences all have the same length.
+
+    Args:
+        vocabulary: size of the tokenizer's, which decides how many bytes an id has.
 
     Raises:
         DataError: no such dataset, or a damaged one.
     """
     if text.data is None:
         tokens, length = text.tokens or TOKENS, text.mean_length or MEAN_LENGTH
-        return Corpus(tokens, tokens * length, tokens / length, costs.dataset_bytes(tokens, tokens / length))
+        size = costs.dataset_bytes(tokens, tokens / length, id_dtype(vocabulary).itemsize)
+        return Corpus(tokens, tokens * length, tokens / length, size)
     shards = Dataset.open(text.data).shards
     squares = sum(float(np.square(shard.lengths, dtype=np.float64).sum()) for shard in shards)
     sequences = sum(len(shard.lengths) for shard in shards)
@@ -209,7 +214,8 @@ def plan(text: Text, hardware: Hardware, recipe: Recipe, keep: Retention) -> str
     Raises:
         DilbertError: as `corpus`, `shape` and `configuration`.
     """
-    config, cluster, data = configuration(recipe, hardware), hardware.cluster, corpus(text)
+    config, cluster = configuration(recipe, hardware), hardware.cluster
+    data = corpus(text, shape(recipe.student_config, STUDENT).vocab_size)
     job = job_of(recipe, config, data)
     step, steps = scaling.step(job, cluster), math.ceil(text.epochs * data.sequences / job.batch)
     assert step is not None, "batch_sizes has cut the batch"

@@ -368,7 +368,7 @@ def test_parameters_are_the_models(jobs):
 
 
 def test_a_dataset(dataset, dataset_folder):
-    found = plan.corpus(Text(data=dataset_folder))
+    found = plan.corpus(Text(data=dataset_folder), 0)
     lengths = dataset.lengths(np.arange(len(dataset))).tolist()
     assert (found.tokens, found.squares) == (sum(lengths), sum(n * n for n in lengths))
     assert found.sequences == len(lengths)
@@ -376,7 +376,12 @@ def test_a_dataset(dataset, dataset_folder):
     assert len(files) == 6
     size = sum(path.stat().st_size for path in files)
     assert found.bytes == pytest.approx(size, rel=0.01)
-    assert costs.dataset_bytes(found.tokens, found.sequences) == pytest.approx(size, rel=0.02)
+    assert costs.dataset_bytes(found.tokens, found.sequences, 2) == pytest.approx(size, rel=0.02)
+
+
+def test_ids_of_large_vocabularies_have_four_bytes():
+    small, large = (plan.corpus(Text(tokens=1e6), size) for size in (30_522, 119_547))
+    assert large.bytes - small.bytes == 2e6
 
 
 # --- the command ---

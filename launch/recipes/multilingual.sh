@@ -11,8 +11,7 @@
 # Duration: 7.34 hours on one H100, on paper, for 10 billion tokens (python -m launch.plan --gpu H100 --gpus-per-node 1
 #           --tokens 1e10 --epochs 1 --teacher-config bert-base-multilingual-cased --student-config
 #           runs/multilingual/student).
-# Disk:     49 GB beside the text, if that is as long: 29.16 GB on paper, where 20 GB are ids of 2 bytes; with a
-#           vocabulary of 119,547 they have 4.
+# Disk:     49.16 GB beside the text, on paper, if that is as long; with a vocabulary of 119,547 an id has 4 bytes.
 # Result:   not run here. Published: 92 % of the teacher on XNLI, with 134 million parameters of 177 (README of the
 #           original).
 set -euo pipefail
