@@ -56,7 +56,7 @@ def main() -> None:
         commit.refuse_existing(arguments.output)
     text = json.dumps(comparison(date.today().isoformat(), read(arguments.runs)), indent=1, ensure_ascii=False) + "\n"
     body = json.loads(text)
-    say(terminal.columns(comparison_page.tables(body)))
+    say(terminal.columns(comparison_page.tables(body), terminal.width()))
     if arguments.output:
         with commit.folder(arguments.output) as folder:
             (folder / "compare.json").write_text(text, encoding="utf-8")

@@ -277,16 +277,18 @@ def test_every_series_has_its_colour(tmp_path):
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])
-def test_a_terminal_has_120_columns(tmp_path, count):
+def test_a_terminal_has_80_to_120_columns(tmp_path, count, monkeypatch):
     shown = list(comparison_page.tables(compared(*many(tmp_path, count))))
+    for wide, lines in ((60, 80), (80, 80), (99, 99), (200, 120)):
+        monkeypatch.setenv("COLUMNS", str(wide))
+        assert max(map(len, terminal.columns(shown, terminal.width()).splitlines())) <= lines == terminal.width()
     text = terminal.columns(shown)
-    assert max(map(len, text.splitlines())) <= 120
     for table in shown:
         assert text.count(f"{table.title}\n===") == 1
         pieces = "".join(text.split())
         for cell in itertools.chain(*(row for row in table.rows)):
             assert len(cell) > 12 or "".join(cell.split()) in pieces, cell
-    assert (text.count("\nloss, training ") > 1) == (count > 2), "what has no room comes below"
+    assert (text.count("\nloss, training ") > 1) == (count > 3), "what has no room comes below"
 
 
 def test_columns_without_room_come_below_with_the_first_ones():

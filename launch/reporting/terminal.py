@@ -1,13 +1,14 @@
 """Tables on a terminal: Markdown that can be read as it is, and pasted; or columns that keep within a width."""
 
 import itertools
+import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from launch.reporting.tables import Table
 
 WORDS = 40  # characters; no column of words is wider
-NUMBER = 12  # a column of numbers has room for so many
+NUMBER = 10  # a column of numbers has room for so many
 GAP = 2  # between columns
 
 
@@ -30,6 +31,11 @@ def _markdown(table: Table) -> str:
     return "\n".join([f"### {table.title}", "", head, f"|{rule}|", *rows, *(["", table.note] if table.note else [])])
 
 
+def width() -> int:
+    """Characters of a line of this terminal, or file: 80 to 120."""
+    return min(max(shutil.get_terminal_size((120, 24)).columns, 80), 120)
+
+
 def columns(tables: Iterable[Table], width: int = 120) -> str:
     """One below the other, none wider than `width`: cells take several lines, and columns without room come below.
 
@@ -39,7 +45,7 @@ def columns(tables: Iterable[Table], width: int = 120) -> str:
 
 
 def _columns(table: Table, width: int) -> str:
-    widths = _widths(table)
+    widths = _widths(table, width)
     lines = [table.title, "=" * len(table.title), ""]
     for places in _blocks(table, widths, width):
         rule = tuple("-" * size for size in widths)
@@ -49,12 +55,13 @@ def _columns(table: Table, width: int) -> str:
     return "\n".join([*lines, *textwrap.wrap(table.note, width)]).rstrip()
 
 
-def _widths(table: Table) -> list[int]:
-    """Heads of numbers make no column wider."""
+def _widths(table: Table, width: int) -> list[int]:
+    """Heads of numbers make no column wider, and words leave room for three numbers or other words beside them."""
+    most = min(WORDS, width // 3 - GAP if table.words < len(table.head) else (width - GAP) // 2)
     widths = []
     for place, column in enumerate(zip(table.head, *table.rows, strict=True)):
         words = place < table.words
-        widths.append(min(max(map(len, column)), WORDS) if words else max(NUMBER, *map(len, column[1:])))
+        widths.append(min(max(map(len, column)), most) if words else max(NUMBER, *map(len, column[1:])))
     return widths
 
 
