@@ -47,6 +47,7 @@ EXAMPLE = """\
       --model models/dilbert --output runs/sst2"""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 RESULT = "result.json"
+HOLDS_A_RUN = "holds a single run, whose result would be lost; choose another folder"
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,9 @@ class Evaluation:
             require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
         alone = self.eval_only and self.predict is not None
         require(not self.test or alone, "test", self.test, "has no labels: give --eval-only and --predict FILE with it")
+        near = self.predict.parent if self.predict else Path()
+        require(near.is_dir(), "predict", self.predict, f"there is no folder {near}")
+        require(not self.predict or not self.predict.is_dir(), "predict", self.predict, "must be a file")
         one = not self.eval_only and self.predict is None
         require(self.seeds == 1 or one, "seeds", self.seeds, "several runs, but one is measured or predicts")
 
@@ -104,6 +108,8 @@ def finetune(
     """
     assert inputs.train is not None and paths.deepspeed_config is not None
     raw_config, folder, task = load_config(paths), RunFolder(paths.output), inputs.task
+    seeds = sorted(path.name for path in paths.output.glob("seed-*"))
+    require(not seeds, "output", paths.output, f"has runs of several seeds ({', '.join(seeds)}); choose another folder")
     lock.take()
 
     # Models, and whether they belong to the task and to each other.
@@ -198,6 +204,7 @@ def load_config(paths: Paths) -> ds_config.Json:
 
 def evaluate(inputs: Inputs, paths: Paths, evaluation: Evaluation, world: World) -> None:
     """Measure a model as it is, in fp32."""
+    require(RunFolder(paths.output).recorded() is None, "output", paths.output, HOLDS_A_RUN)
     with agreement.together():
         model = heads.load(paths.model, inputs.task.head, inputs.task.labels, known=True)
         inputs.check((paths.model, model))
@@ -223,6 +230,7 @@ def several(
         one: a whole run, given its lock, its paths and its seed.
     """
     folder, found = RunFolder(paths.output), {}
+    require(folder.recorded() is None, "output", paths.output, HOLDS_A_RUN)
     if world.is_main:
         folder.begin()
     for seed in seeds:
@@ -252,9 +260,14 @@ def keep_result(
     examples = {name: len(rows) for name, (rows, _) in inputs.held_out.items()}
     models = {"model": paths.model, "teacher": paths.teacher}
     measured = {"task": inputs.task.name, "main": inputs.task.main, "metrics": examiner.metrics, "examples": examples}
-    folder.write(RESULT, {**measured, **models, **of_run})
+    folder.write(RESULT, {**measured, **models, "precision": precision_of(examiner.tuner), **of_run})
     if evaluation.predict:
         examiner.write(evaluation.predict)
+
+
+def precision_of(tuner: FineTuner) -> str:
+    """Of the weights that were measured: those of a run in 16 bit are rounded, those that it exports are not."""
+    return next(name for name, dtype in DTYPES.items() if dtype == next(tuner.parameters()).dtype)
 
 
 def headline(tuner: FineTuner, inputs: Inputs, config: dict, world: World, steps: int, start: int) -> str:
@@ -287,6 +300,8 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING if distributed.is_main() else logging.ERROR)
     groups = parse(DESCRIPTION, *GROUPS, example=EXAMPLE, prog="finetune_dilbert.py", config=True)
     paths, length, features, objective, evaluation, cadence, keep, ends, cost, begin = groups
+    learns = not (evaluation.eval_only and paths.teacher)
+    require(learns, "teacher", paths.teacher, "with --eval-only nothing is learnt: leave it out")
     if not evaluation.eval_only:
         load_config(paths)  # before the data, which takes longer
     if begin.dry_run:  # of the first seed

@@ -88,7 +88,8 @@ def shape_of(name: str, model: Encoder) -> Shape:
     """What a model says of itself, its tokenizer's hash included where it brings one."""
     own = has_tokenizer(hub.fetch(name, hub.TOKENIZER_FILES))
     config, digest = model.config, tokenizer_hash(load_tokenizer(name)) if own else None
-    return Shape(name, config.vocab_size, config.hidden_size, config.max_position_embeddings, digest)
+    sizes = config.vocab_size, config.hidden_size, config.max_position_embeddings
+    return Shape(name, *sizes, digest, config.type_vocab_size)
 
 
 def check_together(

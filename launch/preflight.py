@@ -17,6 +17,7 @@ class Shape:
     hidden_size: int | None = None
     positions: int | None = None
     tokenizer_hash: str | None = None
+    token_types: int | None = None  # 0: it reads none
 
 
 def check_models(student: Shape, teacher: Shape | None, needs_width: bool) -> None:
@@ -69,15 +70,16 @@ def check_data(data: Shape, longest: int, *models: Shape) -> None:
             )
 
 
-def check_features(source: Shape, longest: int, *models: Shape) -> None:
+def check_features(source: Shape, longest: int, types: int, *models: Shape) -> None:
     """Features of a task are made by one tokenizer, and read by all models of a run.
 
     Args:
         source: whose tokenizer made them.
         longest: tokens of the longest one.
+        types: token types that they have, 1 of single texts and 2 of pairs.
 
     Raises:
-        ConfigError: a smaller vocabulary, another tokenizer, or too few positions.
+        ConfigError: a smaller vocabulary, another tokenizer, too few positions or token types.
     """
     assert source.vocabulary is not None
     for model in models:
@@ -95,4 +97,9 @@ def check_features(source: Shape, longest: int, *models: Shape) -> None:
             raise ConfigError(
                 f"an input has {longest} tokens, {model.name} has {model.positions} positions: "
                 f"give --max-length {model.positions}"
+            )
+        if model.token_types and model.token_types < types:
+            raise ConfigError(
+                f"{model.name} has token types for {model.token_types} text, the task has {types}: give another model, "
+                "or one without token types (type_vocab_size 0)"
             )

@@ -71,7 +71,8 @@ class Inputs:
         parts = [self.train] if self.train else []
         parts += [features for _, features in self.held_out.values()]
         shapes = [shape_of(name, model) for name, model in models if name and model]
-        check_features(self.source, max(features.longest for features in parts), *shapes)
+        types = max(int(features.types.max()) for features in parts) + 1
+        check_features(self.source, max(features.longest for features in parts), types, *shapes)
 
 
 class Examiner:

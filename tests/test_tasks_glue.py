@@ -55,7 +55,7 @@ LABELS = {
     "stsb": (),
     "wnli": ("not_entailment", "entailment"),
 }
-MAIN = {"cola": "matthews", "mrpc": "f1", "qqp": "f1", "stsb": "pearson"}
+MAIN = {"mnli": "matched_accuracy", "cola": "matthews", "mrpc": "f1", "qqp": "f1", "stsb": "pearson"}
 SETTINGS = FeatureSettings()
 
 
@@ -148,6 +148,9 @@ def test_broken_rows_of_qqp_are_passed_over(tmp_path: Path, caplog: pytest.LogCa
     assert TASKS["qqp"].read(tmp_path, "train") == [Sentences(texts, label)] * 2
     assert "2 lines lack fields" in caplog.text
     assert "train.tsv, line 3" in caplog.text
+    write(tmp_path / "train.tsv", header, line, '7\t3\t4\t"Is it')
+    with pytest.raises(DataError, match="line 3: the last line lacks fields; the file seems to be cut off"):
+        TASKS["qqp"].read(tmp_path, "train")
     write(tmp_path / "train.tsv", header, line + "\t1")
     with pytest.raises(DataError, match="line 2: 7 fields, expected 6"):
         TASKS["qqp"].read(tmp_path, "train")
@@ -269,6 +272,22 @@ def test_from_the_hub(monkeypatch: pytest.MonkeyPatch, name: str, split: str, as
     hub_with(monkeypatch, load)
     texts = ("A.",) if name == "cola" else ("A.", "B.")
     assert TASKS[name].read(None, split) == [Sentences(texts, 1)] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("cola", {"sentnce": "A.", "label": 1}, "row 0: no column 'sentence' (but sentnce, label); did you mean"),
+        ("cola", {"sentence": "A.", "label": -1}, "row 0: label -1 is none of CoLA's, which are 0 to 1"),
+        ("stsb", {"sentence1": "A.", "sentence2": "B.", "label": 5.1}, "label 5.1 is none of STS-B's, which are 0"),
+        ("cola", {"sentence": "A.", "label": None}, "label None is none"),
+    ],
+)  # fmt: skip
+def test_other_rows_on_the_hub(monkeypatch: pytest.MonkeyPatch, name: str, row: dict, message: str) -> None:
+    hub_with(monkeypatch, lambda *_, **__: [row])
+    with pytest.raises(DataError) as error:
+        TASKS[name].read(None, "dev")
+    assert message in str(error.value)
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 from conftest import sentence
 
 from data.tasks import TASKS, FeatureSettings
-from data.tasks.answers import Decoded, Window, decode
+from data.tasks.answers import CERTAIN, Decoded, Window, decode
 from data.tasks.windows import Answer, Question, SpanFeatures
 from data.tokenizer import load_tokenizer
 from launch.errors import ConfigError, DataError
@@ -145,7 +145,10 @@ def test_a_file_that_is_cut_off(tmp_path: Path) -> None:
         assert "not JSON" in message
         assert f"line {whole[:length].count(chr(10)) + 1}, column" in message
     assert "seems to be cut off" in refuses(tmp_path, whole[:-2])
+    assert "seems to be cut off" in refuses(tmp_path, whole[: whole.index("cat") + 1]), "within a string"
     assert "cut off" not in refuses(tmp_path, "{]" + whole)
+    assert "not JSON that can be read" in refuses(tmp_path, "[" * 100_000)
+    assert "not JSON that can be read" in refuses(tmp_path, "1" * 5000)
 
 
 def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
@@ -205,6 +208,11 @@ def test_a_question_without_answers(tmp_path: Path) -> None:
     assert "--task squad_v2" in message
     contradiction = document(record("a", ("cat", 4), is_impossible=True))
     assert "id 'a': has answers, and is_impossible" in refuses(tmp_path, contradiction, "squad_v2")
+    contradiction = document(record("a", is_impossible=False))
+    assert "id 'a': has no answers, and is_impossible is false" in refuses(tmp_path, contradiction, "squad_v2")
+    assert "'answer_start' must be there, and be a whole number" in refuses(
+        tmp_path, document(record("a", ("at", True)))
+    )
 
 
 def test_an_id_twice(tmp_path: Path) -> None:
@@ -528,7 +536,7 @@ def test_decoding_is_that_of_bert(tokenizer: Any, unanswerable: bool) -> None:
         try:
             expected = by_loops(one.context, windows, unanswerable, settings)
         except StopIteration:  # no span at all
-            assert found.text == ""
+            assert (found.text, found.null_odds) == ("", CERTAIN)
             continue
         assert (found.text, found.null_odds) == (expected.text, expected.null_odds)
         assert [(c.text, c.start_logit, c.end_logit) for c in found.n_best] == expected.n_best

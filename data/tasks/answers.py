@@ -7,6 +7,8 @@ import numpy as np
 
 from data.tasks.task import FeatureSettings
 
+CERTAIN = 1e6  # by how much no answer is the better one where there is no other; logits are far smaller
+
 
 @dataclass(frozen=True)
 class Window:
@@ -74,7 +76,7 @@ def decode(context: str, windows: Sequence[Window], unanswerable: bool, settings
     if unanswerable or not found:
         found.setdefault("", nothing)
     best = next((candidate for candidate in found.values() if candidate.text), nothing)
-    odds = nothing.score - best.score
+    odds = nothing.score - best.score if best is not nothing else CERTAIN
     text = "" if unanswerable and odds > settings.null_threshold else best.text
     return Decoded(text, _with_probabilities(list(found.values())), odds)
 

@@ -71,6 +71,7 @@ def table(
                 )
     wanted = [names.index(column) for column in columns]
     short: list[str] = []
+    place = str(path)
     for place, line in rows:
         fields = line.split("\t")
         if ragged and len(fields) < len(names):
@@ -81,6 +82,8 @@ def table(
             )
         else:
             yield place, [fields[i] for i in wanted]
+    if short and short[-1] == place:
+        raise DataError(f"{place}: the last line lacks fields; the file seems to be cut off")
     if short:
         logging.getLogger(__name__).warning(
             "warning: %d lines lack fields and are passed over: %s", len(short), short[0]
@@ -104,5 +107,8 @@ def load_json(path: Path) -> Any:
             f"{path}, line {line}: not UTF-8: {error.reason}, byte {error.start + 1} of the file"
         ) from error
     except json.JSONDecodeError as error:
-        cut = "; the file seems to be cut off" if not error.doc[error.pos :].strip() else ""
+        ends = not error.doc[error.pos :].strip() or error.msg.startswith("Unterminated string")
+        cut = "; the file seems to be cut off" if ends else ""
         raise DataError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}{cut}") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        raise DataError(f"{path}: not JSON that can be read: {error}") from error

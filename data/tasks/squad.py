@@ -1,7 +1,7 @@
 """SQuAD 1.1 and 2.0 (Rajpurkar et al., 2016 and 2018): their files, and the task."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,7 +55,8 @@ class Squad(Task[Question, SpanFeatures]):
         assert split in ("train", *self.splits)
         if data is None:
             source = f"'{self.on_hub}'"
-            records = _records_of_hub(hub.load(self.on_hub, None, _ON_HUB[split]), source)
+            columns = ("id", "question", "context", "answers")
+            records = _records_of_hub(hub.load(self.on_hub, None, _ON_HUB[split], columns))
         else:
             path = find(data, [f"{split}-v{self.version}.json"], f"SQuAD {self.version}'s {split} set")
             source, records = str(path), _records_of_file(path)
@@ -77,6 +78,8 @@ class Squad(Task[Question, SpanFeatures]):
             raise DataError(f"{place}: has no answers; such questions are of SQuAD 2.0 only (--task squad_v2)")
         if answers and record.get("is_impossible"):
             raise DataError(f"{place}: has answers, and is_impossible: correct the one or the other")
+        if not answers and record.get("is_impossible") is False:
+            raise DataError(f"{place}: has no answers, and is_impossible is false: correct the one or the other")
         return Question(number, text, context, answers)
 
     def features(
@@ -134,13 +137,13 @@ def _records_of_file(path: Path) -> Iterator[tuple[str, Any, str]]:
                 yield f"{place}, question {q}", record, context
 
 
-def _records_of_hub(rows: Any, source: str) -> Iterator[tuple[str, Any, str]]:
+def _records_of_hub(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, Any, str]]:
     """The same of the hub's rows, where texts and places of answers are columns."""
-    for number, row in enumerate(rows):
+    for place, row in rows:
         pairs = zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)
         answers = [{"text": text, "answer_start": start} for text, start in pairs]
         record = {"id": row["id"], "question": row["question"], "answers": answers}
-        yield f"{source}, row {number}", record, row["context"]
+        yield place, record, row["context"]
 
 
 _JSON = {str: "text", list: "list", int: "whole number"}
@@ -149,7 +152,7 @@ _JSON = {str: "text", list: "list", int: "whole number"}
 def _get(record: Any, key: str, kind: type, place: str) -> Any:
     """A record's field, which must be there and of a kind."""
     value = record.get(key) if isinstance(record, dict) else None
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or isinstance(value, bool):
         raise DataError(f"{place}: '{key}' must be there, and be a {_JSON[kind]}")
     if isinstance(value, str) and not value.isascii() and value != value.encode(errors="ignore").decode():
         raise DataError(f"{place}: '{key}' holds half a character (a lone surrogate), which is no text")
