@@ -18,12 +18,14 @@ from data.loader import HeldOut
 from data.masking import MaskingSettings
 from launch import costs
 from launch.args import flag, require
+from launch.errors import ConfigError
 from launch.evaluate import check_together, held_out, vocabulary_for
 from launch.progress import bar
 from launch.reporting import forms, speed
 from launch.reporting.document import STUDENT, TEACHER, Measured
 from launch.reporting.speed import Go, Sample
-from model import hf
+from model import heads, hf
+from model.config import read_values
 from model.distiller import Distiller
 from model.losses import Objective
 from model.pretrained import DilBertForMaskedLM
@@ -73,9 +75,15 @@ class Model:
         """By folder or hub name.
 
         Raises:
-            ConfigError, CheckpointError: as `DilBertForMaskedLM.from_pretrained`.
+            ConfigError: a model for a task; and, as CheckpointError, as `DilBertForMaskedLM.from_pretrained`.
         """
-        return cls(name, hf.fetch(name), DilBertForMaskedLM.from_pretrained(name))
+        folder = hf.fetch(name)
+        if head := heads.TaskHead.of(read_values(folder)):
+            raise ConfigError(
+                f"{name}: is a model for {head.kind}; give the masked language model that it was fine-tuned from, and "
+                "the fine-tuning among --runs"
+            )
+        return cls(name, folder, DilBertForMaskedLM.from_pretrained(name))
 
     @property
     def positions(self) -> int:

@@ -63,8 +63,9 @@ def card(report: Json) -> str:
 
 def metadata(export: Json) -> ModelCardData:
     """What the hub sorts and finds models by."""
-    model, flags, results = export["model"], export["flags"], list(_results(export))
-    published = "task" in flags and flags.get("data") is None  # else they are somebody's files
+    model, flags = export["model"], export["flags"]
+    published = "task" in flags and flags.get("data") is None  # else they are somebody's files, of any content
+    results = list(_results(export)) if published else []
     return ModelCardData(
         license=model["license"],
         language=list(model["language"]) or None,

@@ -13,9 +13,9 @@ key or row that is not there; `not_measured` says why. Format 1:
                       retention: {column: share of the teacher's main metric, null where that is not positive},
                       published: {teacher, student, again, retention} or null}]
     columns         of the tasks, in their order: "teacher", "student", "student, distilled again", other models by name
-    average         {column: {tasks: those that teacher and column have, teacher, score: means of main, retention: their
-                      ratio, published: {tasks, teacher, student, retention} over those of them that the paper has, or
-                      null}}
+    average         {column: {tasks: GLUE's that teacher and column have, teacher, score: means of main, retention:
+                      their ratio, published: {tasks, teacher, student, retention} over those of them that the paper
+                      has, or null}}
     speed           [{form, batch, length (tokens of the longest sequence), tokens,
                       role: {seconds, tokens_per_second, rounds: [seconds]}, ratio: teacher's time / student's}]
     production      [{role, form, bytes, length, seconds, tokens_per_second, accuracy}]: whole models on the processor,
@@ -162,8 +162,9 @@ def _ratio(score: Json, teacher: Json | None, main: str) -> float | None:
 
 
 def _average(tasks: Sequence[Json], column: str) -> Json | None:
-    """Over the tasks that the column and the teacher have: None, if there are none."""
-    common = [task for task in tasks if TEACHER in task["scores"] and column in task["scores"]]
+    """Over GLUE's tasks that the column and the teacher have, as in the paper; None, if there are none."""
+    both = [task for task in tasks if TEACHER in task["scores"] and column in task["scores"]]
+    common = [task for task in both if task["task"] in published.GLUE]
     if column == TEACHER or not common:
         return None
     teacher, score = (fmean(t["scores"][c]["metrics"][t["main"]] for t in common) for c in (TEACHER, column))
@@ -180,6 +181,8 @@ def _average(tasks: Sequence[Json], column: str) -> Json | None:
 def _published_average(tasks: Sequence[Json]) -> Json:
     teacher, student = (fmean(task["published"][role] for task in tasks) for role in (TEACHER, STUDENT))
     names = [task["task"] for task in tasks]
+    if set(names) == set(published.GLUE):  # as printed
+        teacher, student = published.GLUE_SCORE.teacher, published.GLUE_SCORE.student
     return {"tasks": names, TEACHER: teacher, STUDENT: student, "retention": student / teacher}
 
 

@@ -3,18 +3,21 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch import hub
+from launch import ds_config, hub
+from launch.args import option
 from launch.errors import ConfigError, DataError, did_you_mean_path
+from launch.flags import FREE
 from launch.log import LOG, read_log
 
 Row = dict[str, Any]
 RESULT = {"task": str, "main": str, "metrics": dict, "model": str, "teacher": str | None, "seed": int | None,
           "step": int | None, "examples": dict}  # fmt: skip
+CONFIG = {"flags": dict, "model": dict, "deepspeed_config": dict}
 MOVED_ASIDE = re.compile(r"\.old-\d+$")  # what --fresh calls an earlier run
 
 
@@ -28,6 +31,7 @@ class Tuned:
         seed, step: None where a model was measured as it was.
         examples: how many there are, by name of the split.
         model_type: "bert" or "distilbert"; None: not recorded.
+        flags, deepspeed: as the run was started; {} where a model was measured as it was.
     """
 
     path: Path
@@ -41,6 +45,8 @@ class Tuned:
     examples: dict[str, int]
     model_type: str | None
     log: list[Row]
+    flags: dict[str, Any]
+    deepspeed: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -102,19 +108,21 @@ def read(folders: Iterable[Path]) -> Runs:
 
 
 def _each(folders: Iterable[Path]) -> list[Path]:
-    """Without repetition, in their order."""
+    """Without repetition, in their order; of a folder of seeds, those that its result.json has the median of."""
     found: dict[Path, Path] = {}
     for folder in folders:
         if not folder.exists():
             raise ConfigError(f"--runs {folder}: no such folder{did_you_mean_path(folder)}")
-        for path in sorted(folder.glob("seed-*/")) or [folder]:
+        named = read_json(folder / "result.json", seeds=dict).get("seeds", {})
+        seeds = [path for path in sorted(folder.glob("seed-*/")) if not named or path.name.partition("-")[2] in named]
+        for path in seeds or [folder]:
             found.setdefault(path.resolve(), path)
     return list(found.values())
 
 
 def _read(folder: Path) -> Tuned | PreTrained | str:
     """A run, or why it is left out."""
-    config, result = read_json(folder / "config.json", flags=dict, model=dict), read_json(folder / "result.json")
+    config, result = read_json(folder / "config.json", **CONFIG), read_json(folder / "result.json")
     flags = config.get("flags", {})
     if not result and not flags:
         return "no run: neither result.json nor a config.json with flags"
@@ -148,11 +156,12 @@ def _tuned(folder: Path, config: dict[str, Any], result: dict[str, Any], log: li
     return Tuned(
         folder, result["task"], result["main"], metrics, result["model"], result.get("teacher"), result.get("seed"),
         result.get("step"), result["examples"], config.get("model", {}).get("model_type"), log,
+        config.get("flags", {}), config.get("deepspeed_config", {}),
     )  # fmt: skip
 
 
 def _check_alike(tuned: Iterable[Tuned]) -> None:
-    """Runs of a task are measured alike, or can't be compared."""
+    """Runs of a task are measured alike, or can't be compared; those whose median is taken differ in their seeds."""
     first: dict[str, Tuned] = {}
     for run in tuned:
         other = first.setdefault(run.task, run)
@@ -162,6 +171,32 @@ def _check_alike(tuned: Iterable[Tuned]) -> None:
                     f"{run.path} and {other.path}: {name} of {run.task} is {getattr(run, name)} here and "
                     f"{getattr(other, name)} there; figures on different data can't be compared, leave one of them out"
                 )
+    same: dict[tuple[str, Path, bool], list[Tuned]] = {}
+    for run in tuned:
+        others = same.setdefault((run.task, identity(run.model), run.teacher is not None), [])
+        if others and (difference := next(_differences(others[0], run), None)):
+            name, here, there = difference
+            raise DataError(
+                f"{others[0].path} and {run.path}: {name} is {here} and {there}; a median is of runs that differ in "
+                "their seeds alone, leave one of them out"
+            )
+        if twice := next((other for other in others if run.seed is not None and run.seed == other.seed), None):
+            raise DataError(f"{twice.path} and {run.path}: both are of seed {run.seed}; leave one of them out")
+        others.append(run)
+
+
+def _differences(one: Tuned, other: Tuned) -> Iterator[tuple[str, Any, Any]]:
+    """What two runs of the same model and task were given: name, value here, value there."""
+    if not (one.flags and other.flags):
+        return
+    if identity(one.teacher or "") != identity(other.teacher or ""):
+        yield "--teacher", one.teacher, other.teacher
+    for name in sorted((one.flags.keys() | other.flags.keys()) - FREE - {"seed", "model"}):
+        if one.flags.get(name) != other.flags.get(name):
+            yield option(name), one.flags.get(name), other.flags.get(name)
+    yield from ds_config.changes(one.deepspeed, other.deepspeed)
+    if one.step != other.step:
+        yield "the number of steps", one.step, other.step
 
 
 def read_json(path: Path, **kinds: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from launch.log import duration
 from launch.reporting import published
-from launch.reporting.document import STUDENT, TEACHER
+from launch.reporting.document import AGAIN, STUDENT, TEACHER
 
 Json = dict[str, Any]
 Row = tuple[str, ...]
@@ -105,7 +105,8 @@ def tasks(report: Json) -> Table | None:
     note = (
         "In percent; kept: the share of the teacher's score. Figures of several runs are medians, with the number of "
         "runs in brackets. What is kept of a mean is the ratio of both means, as in the paper. "
-        f"{BERT}, {DISTILBERT}: as published. {NONE}: not measured, or not published."
+        f"{BERT}, {DISTILBERT}: as published, which does not say whether MRPC and QQP are accuracy, F1 or their mean, "
+        f"nor which correlation STS-B is. {NONE}: not measured, or not published."
     )
     return Table("Tasks", head, rows, words=2, note=note) if rows else None
 
@@ -142,7 +143,7 @@ def _average_rows(report: Json, columns: Sequence[str], kept: Sequence[str]) -> 
         if tuple(paper.get("tasks", ())) != names:
             paper = {}
         yield (
-            f"mean of {len(names)}", "",
+            f"GLUE, mean of {len(names)}", "",
             *(percent(scores.get(column)) for column in columns),
             *(percent(same[column]["retention"]) if column in same else NONE for column in kept),
             *(percent(paper.get(name)) for name in (TEACHER, STUDENT, "retention")), "",
@@ -342,10 +343,17 @@ def _kept(report: Json) -> Iterator[tuple[str, str]]:
     for column, average in report["average"].items():
         if average["retention"] is not None and column.startswith(STUDENT):
             names, paper = average["tasks"], average["published"]
-            of = f"mean of {len(names)} tasks" if len(names) > 1 else task_title(names[0])
+            of = f"mean of {len(names)} tasks of GLUE" if len(names) > 1 else task_title(names[0])
             comparable = column == STUDENT and paper and paper["tasks"] == names
             there = f" (published: {percent(paper['retention'])} %)" if comparable else ""
             yield f"{percent(average['retention'])} %", f"of the teacher's score kept by the {column}: {of}{there}"
+    for task in report["tasks"]:
+        for column, share in task["retention"].items():
+            if task["task"] not in published.GLUE and share is not None and column.startswith(STUDENT):
+                paper = task["published"] or {}
+                score = paper.get({STUDENT: STUDENT, STUDENT + AGAIN: "again"}[column])
+                there = f" (published: {percent(score / paper[TEACHER])} %)" if score else ""
+                yield f"{percent(share)} %", f"of the teacher's score kept by the {column}: {task_title(task['task'])}{there}"
 
 
 def _smaller(report: Json) -> Iterator[tuple[str, str]]:
