@@ -353,7 +353,8 @@ def _kept(report: Json) -> Iterator[tuple[str, str]]:
                 paper = task["published"] or {}
                 score = paper.get({STUDENT: STUDENT, STUDENT + AGAIN: "again"}[column])
                 there = f" (published: {percent(score / paper[TEACHER])} %)" if score else ""
-                yield f"{percent(share)} %", f"of the teacher's score kept by the {column}: {task_title(task['task'])}{there}"
+                what = f"of the teacher's score kept by the {column}: {task_title(task['task'])}"
+                yield f"{percent(share)} %", what + there
 
 
 def _smaller(report: Json) -> Iterator[tuple[str, str]]:
