@@ -21,7 +21,7 @@ from launch.monitor import peak_memory
 from launch.plan_report import section
 from launch.training import Part
 
-FOLDER = "dry-run"
+FOLDER, REPORT = "dry-run", "report.txt"
 STEPS = 3  # the first of them also builds what later ones find
 _WIDTH, _HEIGHT = 72, 8  # of the plot
 
@@ -169,5 +169,5 @@ def show(folder: Path, lines: Iterable[str]) -> None:
     """On the console, and in the folder."""
     text = "\n".join(lines)
     say(text)
-    commit.write_text(folder / "report.txt", text + "\n")
+    commit.write_text(folder / REPORT, text + "\n")
     say(f"\nready. {folder} has this, and what flags (config.json) and DeepSpeed JSON (ds_config.json) came to")

@@ -3,9 +3,10 @@
     python -m launch.supervise runs/first srun python train_dilbert.py --output runs/first ...
 
 Launchers exit with 0 though ranks died, and with 1 though all of them saved and stopped. So: 0 with a new `DONE.json`
-in the run folder, 75 with a new `STOPPED.json`, the launcher's code or 1 otherwise. A signal (SIGTERM, SIGINT, SIGHUP,
-SIGUSR1) becomes a file `STOP` in the folder, for which all ranks save and stop; launchers would signal them one after
-another, and kill those that still save. Only a second SIGINT or SIGTERM, 5 s later at least, ends the launcher.
+in the run folder (of a dry run: `dry-run/report.txt`), 75 with a new `STOPPED.json`, the launcher's code or 1 otherwise.
+A signal (SIGTERM, SIGINT, SIGHUP, SIGUSR1) becomes a file `STOP` in the folder, for which all ranks save and stop;
+launchers would signal them one after another, and kill those that still save. Only a second SIGINT or SIGTERM, 5 s later
+at least, ends the launcher.
 """
 
 import contextlib
@@ -23,7 +24,8 @@ from types import FrameType
 from launch.errors import ConfigError, DilbertError, Stopped, run
 
 STOP = "STOP"  # launch.stop's; importing that would import torch
-ENDS = {"DONE.json": 0, "STOPPED.json": Stopped.exit_code}
+DRY_RUN = "dry-run/report.txt"  # launch.dry_run's; importing that would import torch
+ENDS = {"DONE.json": 0, "STOPPED.json": Stopped.exit_code, DRY_RUN: 0}
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _SAME_REQUEST = 5.0  # seconds: terminals and batch systems send several
 _GRACE = 20.0  # seconds for ranks to stop, once their launcher has gone
@@ -109,6 +111,8 @@ class Supervised:
                 "own messages stand above. The same command goes on from the last checkpoint",
                 code if code > 0 else 1,
             )
+        if name == DRY_RUN:
+            return ENDS[name]
         facts = json.loads((self.folder / name).read_text())
         print(f"{self.folder}: {name}: " + ", ".join(f"{key} {value}" for key, value in facts.items()), file=sys.stderr)
         return ENDS[name]

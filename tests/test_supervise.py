@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import stop, supervise
+from launch import dry_run, stop, supervise
 
 ROOT = Path(__file__).parents[1]
 DONE, STOPPED = ("echo '{\"step\": 9}' >new && mv new " + name for name in ("DONE.json", "STOPPED.json"))
@@ -60,7 +60,15 @@ def alive(pid: int) -> bool:
 
 def test_names_are_those_of_training():
     assert supervise.STOP == stop.STOP
-    assert supervise.ENDS == {"DONE.json": 0, "STOPPED.json": 75}
+    assert supervise.ENDS == {"DONE.json": 0, "STOPPED.json": 75, "dry-run/report.txt": 0}
+    assert supervise.DRY_RUN == f"{dry_run.FOLDER}/{dry_run.REPORT}"
+
+
+def test_a_dry_run_ends_with_its_report(run):
+    (run / "dry-run").mkdir()
+    (run / "dry-run" / "report.txt").touch()
+    assert supervised(run, "exit 0")[0] == 1, "an earlier one's"
+    assert supervised(run, "echo ready >dry-run/new && mv dry-run/new dry-run/report.txt") == (0, "")
 
 
 @pytest.mark.parametrize(("script", "code"), [(DONE, 0), (f"{DONE}; exit 1", 0), (f"{STOPPED}; exit 1", 75)])
