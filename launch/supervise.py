@@ -3,10 +3,10 @@
     python -m launch.supervise runs/first srun python train_dilbert.py --output runs/first ...
 
 Launchers exit with 0 though ranks died, and with 1 though all of them saved and stopped. So: 0 with a new `DONE.json`
-in the run folder (of a dry run: `dry-run/report.txt`), 75 with a new `STOPPED.json`, the launcher's code or 1 otherwise.
-A signal (SIGTERM, SIGINT, SIGHUP, SIGUSR1) becomes a file `STOP` in the folder, for which all ranks save and stop;
-launchers would signal them one after another, and kill those that still save. Only a second SIGINT or SIGTERM, 5 s later
-at least, ends the launcher.
+in the run folder (of a dry run: `dry-run/report.txt`), 75 with a new `STOPPED.json`, else the launcher's code or 1. A
+signal (SIGTERM, SIGINT, SIGHUP, SIGUSR1) becomes a file `STOP` in the folder, for which all ranks save and stop;
+launchers would signal them one after another, and kill those that still save. Only a second SIGINT or SIGTERM, 5 s
+later at least, ends the launcher.
 """
 
 import contextlib

@@ -160,6 +160,8 @@ def export(
     folder = RunFolder(run_path)
     record = folder.recorded()
     if record is None:
+        if seeds := ", ".join(path.name for path in sorted(run_path.glob("seed-*"))):
+            raise ConfigError(f"{run_path}: holds runs of several seeds: {seeds}; give one of them")
         raise ConfigError(f"{run_path}: no run (it has no config.json){did_you_mean_path(run_path)}")
     source = choose(folder, name)
     model = load_student(record, source)

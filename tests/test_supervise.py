@@ -83,6 +83,7 @@ def test_the_folder_counts_and_not_the_launchers_code(script, code, run):
     [("exit 0", 1, "with exit code 0"), ("exit 3", 3, "with exit code 3"), ("kill -9 $$", 1, "by signal 9")],
 )
 def test_files_of_an_earlier_start_do_not_count(script, code, how, run):
+    (run / "dry-run").mkdir()
     for name in supervise.ENDS:
         (run / name).write_text("{}")
     found, said = supervised(run, script)

@@ -133,12 +133,15 @@ def _facts(export: Json) -> str:
     model, environment = export["model"], export["environment"]
     size = f"{model['parameters']:,}; {model['layers']} layers x {model['hidden_size']}"
     time = [duration(export["seconds"]), f"{export['tokens']:,.0f} tokens"] if export["seconds"] else []
+    precision = (export["result"] or {}).get("precision") or "fp32"
+    precision = f"{precision}, of which these weights are the fp32 copy" if precision != "fp32" else ""
     rows = {
         "parameters": f"{size}, at most {model['positions']} tokens",
         "steps": f"{export['step']:,}",
         "batch and optimizer": _engine(export["deepspeed"]),
         "data": f"{_data(export)} (fingerprint {export['fingerprint']})",
         **{name: f"{value:.4f}" for name, value in export["figures"].items()},
+        "scores measured in": precision,
         "training time": ", ".join(time),
         "energy": _energy(export),
         "cost": tables.price(export["cost"]) if "cost" in export else "",
@@ -173,7 +176,8 @@ def _data(export: Json) -> str:
     """What it was trained on."""
     flags = export["flags"]
     if "task" in flags:
-        return tables.task_title(flags["task"])
+        own = f", files in {_named(flags['data'])}" if flags.get("data") else ""
+        return tables.task_title(flags["task"]) + own
     parts = [part for part in export["environment"].get("data", []) if isinstance(part, dict)]
     if parts:
         return ", ".join(f"{_named(part.get('path'))}: {tables.amount(part.get('tokens'))} tokens" for part in parts)

@@ -49,7 +49,8 @@ def exported(date: str, run: Path, step: int, model: Json) -> Json:
         runs = Runs(tuned=tuple(tuned for tuned in read([run]).tuned if tuned.step == step))  # else of other weights
     else:
         runs = Runs(pretrained=(PreTrained(run, flags, fingerprint, environment, log),))
-    results = [{name: getattr(tuned, name) for name in ("task", "main", "metrics", "examples")} for tuned in runs.tuned]
+    names = ("task", "main", "metrics", "examples", "precision")
+    results = [{name: getattr(tuned, name) for name in names} for tuned in runs.tuned]
     seconds, tokens = taken(log) or (None, None)
     export = {
         "run": str(run),

@@ -16,7 +16,7 @@ from launch.log import LOG, read_log
 
 Row = dict[str, Any]
 RESULT = {"task": str, "main": str, "metrics": dict, "model": str, "teacher": str | None, "seed": int | None,
-          "step": int | None, "examples": dict}  # fmt: skip
+          "step": int | None, "examples": dict, "precision": str | None}  # fmt: skip
 CONFIG = {"flags": dict, "model": dict, "deepspeed_config": dict}
 MOVED_ASIDE = re.compile(r"\.old-\d+$")  # what --fresh calls an earlier run
 
@@ -32,6 +32,7 @@ class Tuned:
         examples: how many there are, by name of the split.
         model_type: "bert" or "distilbert"; None: not recorded.
         flags, deepspeed: as the run was started; {} where a model was measured as it was.
+        precision: of the weights that were measured, "fp32", "bf16" or "fp16"; None: not recorded.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Tuned:
     log: list[Row]
     flags: dict[str, Any]
     deepspeed: dict[str, Any]
+    precision: str | None
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def _tuned(folder: Path, config: dict[str, Any], result: dict[str, Any], log: li
     return Tuned(
         folder, result["task"], result["main"], metrics, result["model"], result.get("teacher"), result.get("seed"),
         result.get("step"), result["examples"], config.get("model", {}).get("model_type"), log,
-        config.get("flags", {}), config.get("deepspeed_config", {}),
+        config.get("flags", {}), config.get("deepspeed_config", {}), result.get("precision"),
     )  # fmt: skip
 
 
