@@ -10,6 +10,7 @@ Finished stages are reused. Hardware: 2 CPU cores, some two hours.
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -56,6 +57,7 @@ class Arguments:
 def pre_train(arguments: Arguments, name: str, steps: int, *words: object) -> Path:
     """A pre-training job, and its model folder."""
     output = arguments.output.resolve()
+    name = f"{name}-{steps}"
     folder, model = output / "runs" / name, output / name
     if not (folder / "DONE.json").exists():
         config = json.loads((ROOT / "ds_configs" / "cpu.json").read_text()) | BATCH
@@ -73,7 +75,7 @@ def pre_train(arguments: Arguments, name: str, steps: int, *words: object) -> Pa
 def pre_trained(arguments: Arguments) -> dict[str, Path]:
     """The three models."""
     output = arguments.output.resolve()
-    start, begun, empty = output / "teacher-start", output / "student-start", output / "student-empty"
+    start, empty = output / "teacher-start", output / "student-empty"
     output.mkdir(parents=True, exist_ok=True)
     text, held_out = (arguments.corpus / f"dump.{part}.txt" for part in ("train", "valid"))
     module("data.train_tokenizer", start, "--input", text.resolve(), "--vocab-size", 8192, "--output", start)
@@ -82,6 +84,7 @@ def pre_trained(arguments: Arguments) -> dict[str, Path]:
         module("data.binarize", output / part, "--input", path.resolve(), "--tokenizer", start, "--max-length", length,
                "--output", output / part)  # fmt: skip
     teacher = pre_train(arguments, "teacher", arguments.teacher_steps, "--student", start)
+    begun = output / f"student-of-{teacher.name}"
     module("model.extract", begun, "--teacher", teacher, "--output", begun)
     if not empty.exists():  # the student's architecture, without its weights
         empty.mkdir()
@@ -90,21 +93,19 @@ def pre_trained(arguments: Arguments) -> dict[str, Path]:
                 (empty / path.name).write_bytes(path.read_bytes())
         config = json.loads((begun / "config.json").read_text())
         (empty / "config.json").write_text(json.dumps(config | {"initializer_range": TEACHER["initializer_range"]}))
+    under = "--student", begun, "--teacher", teacher
     return {
         "teacher": teacher,
-        "distilled": pre_train(arguments, "distilled", arguments.steps, "--student", begun, "--teacher", teacher),
+        "distilled": pre_train(arguments, f"distilled-by-{teacher.name}", arguments.steps, *under),
         "alone": pre_train(arguments, "alone", arguments.steps, "--student", empty),
     }
 
 
-def fine_tune(arguments: Arguments, task: str, model: Path, name: str, seed: int, teacher: Path | None = None) -> Path:
+def fine_tune(arguments: Arguments, task: str, model: Path, seed: int, teacher: Path | None = None) -> Path:
     """A fine-tuning job of one seed, on one core; its run folder."""
     output = arguments.output.resolve()
-    folder = output / "runs" / f"{task}-{name}" / f"seed-{seed}"
+    folder = output / "runs" / f"{task}-{model.name}{'-again' if teacher else ''}" / f"seed-{seed}"
     if not (folder / "DONE.json").exists():
-        config = json.loads((ROOT / "ds_configs" / "finetune_fp32.json").read_text())
-        config["optimizer"]["params"]["lr"] = RATE
-        (output / "finetune.json").write_text(json.dumps(config))
         data = arguments.squad if task == "squad" else arguments.glue
         words = [sys.executable, "finetune_dilbert.py", "--deepspeed_config", output / "finetune.json", "--task", task,
                  "--data", data.resolve(), "--model", model, "--output", folder, "--seed", seed, *TASKS[task],
@@ -121,18 +122,21 @@ def fine_tune(arguments: Arguments, task: str, model: Path, name: str, seed: int
 def fine_tuned(arguments: Arguments, models: dict[str, Path]) -> dict[str, dict[str, list[Path]]]:
     """Run folders by task and way, two jobs at a time."""
     output, found = arguments.output.resolve(), {}
+    config = json.loads((ROOT / "ds_configs" / "finetune_fp32.json").read_text())
+    config["optimizer"]["params"]["lr"] = RATE
+    (output / "finetune.json").write_text(json.dumps(config))
     with ThreadPoolExecutor(2) as pool:
         for task in TASKS:
             print(f"fine-tuning on {task}", flush=True)
             ways = {
-                name: [pool.submit(fine_tune, arguments, task, model, name, seed) for seed in range(arguments.seeds)]
+                name: [pool.submit(fine_tune, arguments, task, model, seed) for seed in range(arguments.seeds)]
                 for name, model in models.items()
             }
             best = max((job.result() for job in ways["teacher"]), key=score)
-            teacher = output / f"teacher-{task}"
+            teacher = output / f"{models['teacher'].name}-{task}"
             module("model.export", teacher, best, "--output", teacher)
             ways["distilled again"] = [
-                pool.submit(fine_tune, arguments, task, models["distilled"], "distilled-again", seed, teacher)
+                pool.submit(fine_tune, arguments, task, models["distilled"], seed, teacher)
                 for seed in range(arguments.seeds)
             ]
             found[task] = {name: [job.result() for job in jobs] for name, jobs in ways.items()}
@@ -158,7 +162,8 @@ def main() -> None:
             print(f"{task:<8}{name:<18}{statistics.median(scores):>8.4f}  {each}")
     output = arguments.output.resolve()
     runs = [folder for ways in found.values() for folders in ways.values() for folder in folders]
-    runs += [output / "runs" / name for name in models]
+    runs += [output / "runs" / model.name for model in models.values()]
+    shutil.rmtree(output / "report", ignore_errors=True)  # an earlier one
     command(sys.executable, "-m", "launch.report", "--teacher", models["teacher"], "--student", models["distilled"],
             "--data", output / "valid", "--output", output / "report", "--runs", *runs)  # fmt: skip
 
