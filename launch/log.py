@@ -1,8 +1,9 @@
-"""The log of a run: reading it, and cutting it back."""
+"""The log of a run: reading it, cutting it back, and its figures in few words."""
 
 import contextlib
 import json
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,39 @@ def totals(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
 def is_number(value: object) -> bool:
     """Finite, and not too large to be reckoned with."""
     return isinstance(value, int | float) and abs(value) < 1e300
+
+
+def losses(figures: Mapping[str, float | None]) -> str:
+    """The losses among the figures in short: `loss 10.57 ce 0.2523 mlm 4.617`."""
+    return " ".join(f"{name.removeprefix('loss_')} {_number(value)}" for name, value in figures.items() if _loss(name))
+
+
+def held_out(figures: Mapping[str, float | None]) -> str:
+    """Held-out figures in short: losses, then all others; as the log has them, but without `valid_`."""
+    others = (f"{name.removesuffix('_entropy')} {_number(value)}" for name, value in figures.items() if not _loss(name))
+    return " | ".join(filter(None, (losses(figures), *others)))
+
+
+def _loss(name: str) -> bool:
+    return name.startswith("loss") and name != "loss_scale"
+
+
+def _number(value: float | None) -> str:
+    """The log has null for what is not finite."""
+    return "nan" if value is None else f"{value:.4g}"
+
+
+def wrapped(line: str, width: int) -> list[str]:
+    """The line, in pieces of at most `width` characters: cut at " | " or, where that is not enough, between words."""
+    first, *others = line.split(" | ")
+    pieces = [first]
+    for part in others:
+        if len(together := f"{pieces[-1]} | {part}") <= width:
+            pieces[-1] = together
+        else:
+            pieces.append(f"    {part}")
+    cut = textwrap.TextWrapper(width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return [short for piece in pieces for short in cut.wrap(piece)]
 
 
 def duration(seconds: float) -> str:

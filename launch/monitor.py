@@ -24,7 +24,7 @@ from launch import commit
 from launch.distributed import World
 from launch.energy import KWH, Energy
 from launch.errors import say
-from launch.log import LOG, cut_log, duration, read_log, totals
+from launch.log import LOG, cut_log, duration, held_out, losses, read_log, totals, wrapped
 from launch.progress import bar
 
 COLUMNS = 120
@@ -237,7 +237,7 @@ class Monitor:
     def log_held_out(self, step: int, figures: dict[str, float]) -> None:
         """One line of held-out figures, everywhere."""
         self._record(step, {f"valid_{name}": value for name, value in figures.items()}, "valid")
-        self.say(f"step {step} held out | " + " | ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        self.say("\n".join(wrapped(f"step {step} held out | {held_out(figures)}", COLUMNS)))
 
     def write(self, name: str, text: str, step: int) -> None:
         """A text in Markdown, for TensorBoard; the last one also as `NAME.md` in the run folder."""
@@ -260,15 +260,14 @@ class Monitor:
 
 def console_line(step: str, figures: dict[str, float], eta: str) -> str:
     """Training figures in one line; what matters less is left out where there is no room for it."""
-    losses = " ".join(
-        f"{name.removeprefix('loss_')} {figures[name]:.4g}" for name in figures if name.startswith("loss")
-    )
     rate = f"{figures['tokens_per_second']:,.0f} tok/s"
     more = [f"lr {figures['lr']:.3g}", f"grad {figures['grad_norm']:.3g}"]
     if "mfu" in figures:
         more.append(f"MFU {figures['mfu']:.0%}")
     if figures["data_wait"] > WORTH_A_WORD:
         more.insert(0, f"data wait {figures['data_wait']:.0%}")
-    while len(line := " | ".join([step, losses, *more, rate, eta])) > COLUMNS and more:
+    if "loss_scale" in figures:
+        more.append(f"scale {figures['loss_scale']:.4g}")
+    while len(line := " | ".join([step, losses(figures), *more, rate, eta])) > COLUMNS and more:
         more.pop()
     return line

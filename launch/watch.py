@@ -7,6 +7,7 @@ Exit codes: 0 done, or training; 6 no sign of life, 75 stopped.
 """
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from launch import beats
 from launch.args import flag, parse, positional, require
 from launch.beats import Beat
 from launch.errors import ConfigError, HungError, Stopped, did_you_mean_path, run, say
-from launch.log import LOG, duration, read_log
+from launch.log import LOG, duration, held_out, losses, read_log, wrapped
 
 _SILENT = 60.0  # seconds; a rank gives a sign of life every 10
 _SLOW = 0.1  # share of the time spent waiting for data
@@ -117,12 +118,12 @@ class View:
         """All that there is to see."""
         yield f"{self.folder}: {self.state()[1]}"
         if row := self.last("seconds_per_step"):
-            losses = [past["loss"] for past in self.rows if past.get("loss") is not None]
-            yield f"  step {row['step']:,}: {figures(row)}"
-            yield f"  loss {sparkline(losses)}  from {losses[0]:.4f} to {losses[-1]:.4f}" if losses else ""
+            curve = [past["loss"] for past in self.rows if past.get("loss") is not None]
+            yield f"  step {row['step']:,} | {figures(row)}"
+            yield f"  loss {sparkline(curve)}  from {curve[0]:.4f} to {curve[-1]:.4f}" if curve else ""
         if row := next((row for row in reversed(self.rows) if any(name.startswith("valid_") for name in row)), {}):
-            shown = (f"{name.removeprefix('valid_')} {value:.4f}" for name, value in row.items() if name != "step")
-            yield f"  step {row['step']:,} held out: {' | '.join(shown)}"
+            measured = {name.removeprefix("valid_"): value for name, value in row.items() if name != "step"}
+            yield f"  step {row['step']:,} held out | {held_out(measured)}"
         if saved := sorted((self.folder / "checkpoints").glob("step*")):
             newest = duration(time.time() - saved[-1].stat().st_mtime)
             yield f"  checkpoints: {', '.join(path.name for path in saved)}; the newest {newest} ago"
@@ -141,10 +142,15 @@ class View:
             yield f"{waits:.0%} of the time is spent waiting for data"
 
 
+def shown(view: View) -> str:
+    """All of it, as wide as the terminal: 80 to 120 characters a line."""
+    width = min(max(shutil.get_terminal_size((120, 24)).columns, 80), 120)
+    return "\n".join(piece for line in view.lines() for piece in wrapped(line, width))
+
+
 def figures(row: dict[str, Any]) -> str:
     """A line of training in short."""
-    losses = [f"{name} {value:.4f}" for name, value in row.items() if name.startswith("loss") and value is not None]
-    return " | ".join([*losses, f"lr {row['lr']:.2e}", f"{row['tokens_per_second']:,.0f} tok/s",
+    return " | ".join([losses(row), f"lr {row['lr']:.2e}", f"{row['tokens_per_second']:,.0f} tok/s",
                        f"data wait {row['data_wait']:.1%}"])  # fmt: skip
 
 
@@ -178,9 +184,9 @@ def follow(arguments: Arguments) -> int:
         view = View.of(arguments.run)
         code, sentence = view.state()
         if live:
-            say("\x1b[H\x1b[2J" + "\n".join(view.lines()))
+            say("\x1b[H\x1b[2J" + shown(view))
         elif arguments.once or view.ended:
-            say("\n".join(view.lines()))
+            say(shown(view))
         elif sentence != before:
             say(sentence)
         if arguments.once or view.ended:

@@ -47,7 +47,7 @@ def test_console_file_and_board_say_the_same(tmp_path, capsys):
         monitor.log_held_out(4, {"loss": 2.5})
     line, held_out = capsys.readouterr().out.splitlines()
     assert line == "step  4/10 | loss 3 mlm 3 | lr 0.001 | grad 0.5 | 10 tok/s | eta 00:12"
-    assert held_out == "step 4 held out | loss 2.5000"
+    assert held_out == "step 4 held out | loss 2.5"
     rows = [json.loads(row) for row in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows == [{"step": 4, **FIGURES}, {"step": 4, "valid_loss": 2.5}]
     board = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -77,6 +77,27 @@ def test_the_console_line_fits_into_120_columns():
     assert console_line("step 1/2", short, "eta 00:12") == (
         "step 1/2 | loss 16.73 mlm 3.123 ce 2.123 | lr 0.000497 | grad 0.5 | MFU 46% | 12,345,678 tok/s | eta 00:12"
     )
+    assert " | grad 0.5 | scale 6.554e+04 | 10 tok/s" in console_line("step 1/2", FIGURES | {"loss_scale": 65536.0}, "")
+
+
+def test_the_held_out_line_fits_into_120_columns(tmp_path, capsys):
+    """A distillation's in one line; where there is no room even so, cut between two figures."""
+    figures = {"loss": 10.56714, "loss_ce": 0.25231, "loss_mlm": 4.61701, "loss_cos": 0.071712, "accuracy": 0.26919,
+               "agreement": 0.55691, "unigram_entropy": 6.90951}  # fmt: skip
+    with Monitor(tmp_path, WORLD, start=0, max_steps=10) as monitor:
+        monitor.log_held_out(800, figures)
+        monitor.log_held_out(1_000_000, figures | {"loss_mse": 1234.567})
+    whole, *cut = capsys.readouterr().out.splitlines()
+    assert whole == (
+        "step 800 held out | loss 10.57 ce 0.2523 mlm 4.617 cos 0.07171 | accuracy 0.2692 | agreement 0.5569 "
+        "| unigram 6.91"
+    )
+    losses = "loss 10.57 ce 0.2523 mlm 4.617 cos 0.07171 mse 1235"
+    assert cut == [
+        f"step 1000000 held out | {losses} | accuracy 0.2692 | agreement 0.5569",
+        "    unigram 6.91",
+    ]
+    assert len(whole) <= 120 and len(cut[0]) <= 120
 
 
 def test_a_live_bar_on_a_terminal_alone(tmp_path):

@@ -50,8 +50,8 @@ def text(folder: Path) -> str:
 def test_a_run_under_way(folder):
     assert View.of(folder).state() == (0, "step 120 of 1,000 (12.0%), 29:20 left")
     shown = text(folder)
-    assert "step 120: loss 5.6000 | loss_mlm 3.0000 | lr 1.00e-04 | 1,234 tok/s | data wait 1.0%" in shown
-    assert "step 50 held out: loss_mlm 3.2500 | accuracy 0.5000" in shown
+    assert "step 120 | loss 5.6 mlm 3 | lr 1.00e-04 | 1,234 tok/s | data wait 1.0%" in shown
+    assert "step 50 held out | mlm 3.25 | accuracy 0.5" in shown
     assert "rank 1 on host1: is at step 120, backward" in shown
     assert "from 7.8000 to 5.6000" in shown
     assert "warning" not in shown
@@ -107,6 +107,41 @@ def test_no_run(tmp_path):
         View.of(tmp_path)
 
 
+HELD_OUT = {"valid_loss": 10.56714, "valid_loss_ce": 0.25231, "valid_loss_mlm": 4.61701, "valid_loss_cos": 0.071712,
+            "valid_loss_mse": 1234.567, "valid_accuracy": 0.26919, "valid_agreement": 0.55691,
+            "valid_unigram_entropy": 6.90951}  # fmt: skip
+
+
+def test_figures_that_are_not_finite(folder):
+    row = {"step": 121, "loss": None, "loss_mlm": None, "lr": 1e-4, "tokens_per_second": 1.0, "seconds_per_step": 2.0,
+           "data_wait": 0.0}  # fmt: skip
+    with open(folder / "log.jsonl", "a") as file:
+        for body in (row, {"step": 121} | dict.fromkeys(HELD_OUT)):
+            file.write(json.dumps(body) + "\n")
+    shown = text(folder)
+    assert "step 121 | loss nan mlm nan | lr 1.00e-04" in shown
+    assert "step 121 held out | loss nan ce nan mlm nan cos nan mse nan | accuracy nan | agreement nan" in shown
+
+
+@pytest.mark.parametrize("columns", [40, 80, 100, 120, 200])
+def test_lines_are_as_wide_as_the_terminal(folder, monkeypatch, columns):
+    """Every figure is there, and each in one piece."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.chdir(folder.parent)  # a path is as long as it is
+    rates = {"lr": 4.967e-4, "tokens_per_second": 12_345_678.9, "seconds_per_step": 2.0, "data_wait": 0.4}
+    losses = {name.removeprefix("valid_"): value for name, value in HELD_OUT.items() if "loss" in name}
+    with open(folder / "log.jsonl", "a") as file:
+        file.writelines(json.dumps({"step": 900_000} | row) + "\n" for row in (losses | rates, HELD_OUT))
+    for step in range(10):
+        (folder / "checkpoints" / f"step{step:08d}").mkdir(parents=True)
+    (folder / "STOPPED.json").write_text(json.dumps({"why": "a long " * 20 + "reason"}))
+    shown = watch.shown(View.of(Path("run"))).splitlines()
+    assert max(map(len, shown)) <= min(max(columns, 80), 120)
+    figures = ("900,000 held out", "loss 10.57 ce 0.2523 mlm 4.617 cos 0.07171 mse 1235", "accuracy 0.2692",
+               "agreement 0.5569", "unigram 6.91", "12,345,679 tok/s", "data wait 40.0%", "step00000009;")  # fmt: skip
+    assert all(any(figure in line for line in shown) for figure in figures)
+
+
 def test_sparkline():
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
     assert sparkline([1.0]) == "▁"
@@ -125,7 +160,7 @@ def test_a_real_run(dataset_folder, tmp_path):
     for more in ((), ("--once",)):
         done = look(tmp_path / "run", *more)
         assert done.returncode == 0
-        assert done.stdout.startswith(f"{tmp_path / 'run'}: done: 3 steps\n  step 3: loss ")
+        assert done.stdout.startswith(f"{tmp_path / 'run'}: done: 3 steps\n  step 3 | loss ")
         assert "rank 1 on " not in done.stdout, "it is no longer there"
     assert [beat.phase for beat in beats.read(tmp_path / "run" / beats.FOLDER, 2)] == ["at the end"] * 2
 
@@ -137,5 +172,5 @@ def test_following_a_run_to_its_end(folder):
     ) as process:  # fmt: skip
         assert process.stdout.readline() == "step 120 of 1,000 (12.0%), 29:20 left\n"
         (folder / "STOPPED.json").write_text(json.dumps({"why": "the file STOP (rank 0)"}))
-        assert "stopped at step 120 of 1,000: the file STOP (rank 0)" in process.stdout.readline()
+        assert "stopped at step 120 of 1,000: the file STOP (rank 0)" in " ".join(process.stdout.read().split())
         assert process.wait(10) == 75
