@@ -38,7 +38,7 @@ test-gpu:  ## the tests that are for a GPU; by the PYTHON that has torch, where 
 test-cluster: .venv/installed  ## two hosts and a SLURM of this machine's own (root; sshd, pdsh, slurm, munge installed)
 	$(BIN)/python -m pytest -m cluster tests/cluster
 
-faults: .venv/installed  ## kills, damage, full disks, odd input: is anything lost? (some 20 minutes; disks need root)
+faults: .venv/installed  ## kills, damage, full disks, odd input: is anything lost? (some 40 minutes; disks need root)
 	$(BIN)/python -m tests.faults
 
 check: .venv/installed  ## formatting, lint, types, tests

@@ -62,8 +62,9 @@ class Paths:
     )
     output: Path = flag(help="run folder; a second start in it goes on with the run", metavar="RUN")
     deepspeed_config: Path | None = flag(
-        None, "DeepSpeed JSON: batch, precision, ZeRO, optimizer, schedule; --eval-only needs none", "JSON"
-    )
+        None, "DeepSpeed JSON: batch, precision, ZeRO, optimizer, schedule; --eval-only needs none", "JSON",
+        recorded=ds_config.refuse_changed,
+    )  # fmt: skip
     data: Path | None = flag(
         None, "folder with the task's files as published (default: the Hugging Face hub, by `datasets`)", "FOLDER"
     )
@@ -77,8 +78,10 @@ class Evaluation:
     eval_only: bool = flag(False, "measure --model as it is: nothing is trained")
     predict: Path | None = flag(None, "write the predictions on the evaluation data there, too", "FILE")
     test: bool = flag(False, "with --eval-only --predict: on GLUE's test set, which has no labels; its server marks it")
-    seeds: int = flag(1, "runs, by --seed and the numbers after it, each in a folder of its own; their median counts")
-    eval_batch: int = flag(32, "sequences at once; the figures do not depend on it")
+    seeds: int = flag(
+        1, "runs, by --seed and the numbers after it, each in a folder of its own; their median counts", "RUNS"
+    )
+    eval_batch: int = flag(32, "sequences at once; the figures do not depend on it", "SEQUENCES")
 
     def __post_init__(self) -> None:
         for name in ("seeds", "eval_batch"):

@@ -60,7 +60,10 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class Paths:
     """What is read and written."""
 
-    deepspeed_config: Path = flag(help="DeepSpeed JSON: batch, precision, ZeRO, optimizer, schedule", metavar="JSON")
+    deepspeed_config: Path = flag(
+        help="DeepSpeed JSON: batch, precision, ZeRO, optimizer, schedule; or a run's config.json, for the one it had",
+        metavar="JSON", recorded=ds_config.refuse_changed,
+    )  # fmt: skip
     data: tuple[str, ...] = flag(
         help="dataset to train on (`python -m data.binarize`); several with their shares of the sequences: A:0.7 B:0.3",
         metavar="DATASET",

@@ -21,11 +21,15 @@ _SCALE_BITS = 20
 class MaskingSettings:
     """Masking of the input."""
 
-    mlm_mask_prop: float = flag(0.15, "share of the tokens to predict (special tokens count, but are never drawn)")
-    word_mask: float = flag(0.8, "share of these that become [MASK]")
-    word_keep: float = flag(0.1, "share of these that stay as they are")
-    word_rand: float = flag(0.1, "share of these that become a random token")
-    mlm_smoothing: float = flag(0.7, "rare tokens are favoured: probability ~ count ^ -smoothing; 0: all alike")
+    mlm_mask_prop: float = flag(
+        0.15, "share of the tokens to predict (special tokens count, but are never drawn)", "SHARE"
+    )
+    word_mask: float = flag(0.8, "share of these that become [MASK]", "SHARE")
+    word_keep: float = flag(0.1, "share of these that stay as they are", "SHARE")
+    word_rand: float = flag(0.1, "share of these that become a random token", "SHARE")
+    mlm_smoothing: float = flag(
+        0.7, "rare tokens are favoured: probability ~ count ^ -smoothing; 0: all alike", "EXPONENT"
+    )
 
     def __post_init__(self) -> None:
         require(0 < self.mlm_mask_prop < 1, "mlm_mask_prop", self.mlm_mask_prop, "must be between 0 and 1")

@@ -17,7 +17,7 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,9 +27,17 @@ from launch.errors import ConfigError, did_you_mean
 REQUIRED = dataclasses.MISSING
 
 
-def flag(default: Any = REQUIRED, help: str = "", metavar: str | None = None) -> Any:
-    """A dataclass field with its default (none: the flag is required) and the sentence that `--help` shows."""
-    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar})
+def flag(
+    default: Any = REQUIRED, help: str = "", metavar: str | None = None,
+    recorded: Callable[[Any, Any, Path], None] | None = None,
+) -> Any:  # fmt: skip
+    """A dataclass field with its default (none: the flag is required) and the sentence that `--help` shows.
+
+    Args:
+        recorded: where a run's record gives the flag, called with its value, what the record holds beside the flags
+            under the same name, and the record's path; raises ConfigError if they disagree.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar, "recorded": recorded})
 
 
 def positional(help: str, metavar: str) -> Any:
@@ -53,7 +61,7 @@ class ConfigFile:
     """Flags from a file."""
 
     config: Path | None = flag(
-        None, "flags by name, as YAML or JSON, or a run's config.json; what the command line says counts more", "FILE"
+        None, "flags by name, as YAML or JSON, or a run, for its own; what the command line says counts more", "FILE"
     )
     print_config: bool = flag(False, "show all flags with their values, as such a file, and end")
 
@@ -104,7 +112,7 @@ def _add(group: Any, field: dataclasses.Field, hint: Any) -> None:
         options["required"] = True
     else:
         options["default"] = field.default
-        if field.default is not None:
+        if field.default not in (None, ()):
             text += f" (default: {_show(field.default)})"
     if hint is bool:
         options["action"] = argparse.BooleanOptionalAction
@@ -174,9 +182,10 @@ def parse(
     """
     every = (*groups, ConfigFile) if config else groups
     parser = build(description, *every, example=example, prog=prog)
-    words = _canonical(sys.argv[1:] if argv is None else argv)
-    if config and (path := _config_in(words)):
-        words = [*config_file.words(path, words, parser), *words]
+    words = given = _canonical(sys.argv[1:] if argv is None else argv)
+    path = _config_in(given, parser) if config else None
+    if path:
+        words = [*config_file.words(path, given, parser), *given]
     _refuse_missing(parser, words, example)
     if nothing := next((word for word in words if word.startswith("--") and word.endswith("=--")), None):
         parser.error(f"argument '{nothing}': -- is no value")  # argparse would take it for none at all
@@ -184,6 +193,8 @@ def parse(
     if unknown:
         near = did_you_mean(unknown[0].partition("=")[0], parser._option_string_actions)
         parser.error(f"unknown argument '{unknown[0]}'{near}")
+    if path:
+        _check_recorded(path, given, groups, values)
     instances = []
     for cls in groups:
         taken = {field.name: getattr(values, field.name) for field in dataclasses.fields(cls)}
@@ -200,13 +211,23 @@ def plain(*groups: Any) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=str))
 
 
-def _config_in(words: Sequence[str]) -> Path | None:
-    """The file that a command line names."""
-    for number, word in reversed(list(enumerate(words))):
-        name, equals, value = word.partition("=")
-        if name == "--config" and (equals or number + 1 < len(words)):
-            return Path(value if equals else words[number + 1])
-    return None
+def _config_in(words: Sequence[str], parser: argparse.ArgumentParser) -> Path | None:
+    """The file that a command line names, unless it asks for help."""
+    if {"-h", "--help"} & set(words):
+        return None
+    finder = _Parser(prog=parser.prog, add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    path = finder.parse_known_args(words)[0].config
+    return path and config_file.find(path)
+
+
+def _check_recorded(path: Path, given: Sequence[str], groups: Sequence[type], values: argparse.Namespace) -> None:
+    """What the flags of a run's record name is still what the record holds of it."""
+    names, record = config_file.names_in(given), config_file.record(path)
+    for field in (field for cls in groups for field in dataclasses.fields(cls)):
+        check = field.metadata.get("recorded")
+        if check and field.name in record and option(field.name) not in names:
+            check(getattr(values, field.name), record[field.name], path)
 
 
 def _refuse_missing(parser: argparse.ArgumentParser, words: list[str], example: str) -> None:

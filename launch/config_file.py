@@ -3,11 +3,14 @@ line, so that everything which holds there holds for them, too."""
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from launch.errors import ConfigError, did_you_mean, did_you_mean_path
+
+LENGTH = frozenset({"--max-steps", "--epochs"})  # each says how long: one on the command line puts out both of a file
 
 
 def words(path: Path, given: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
@@ -17,35 +20,86 @@ def words(path: Path, given: Sequence[str], parser: argparse.ArgumentParser) -> 
         given: the command line.
 
     Raises:
-        ConfigError: the file can't be read, or has a flag that there is not, or a value that no flag can have.
+        ConfigError: the file can't be read, or has a flag that there is not, or a value that no flag can have; or it is
+            a run's record, whose folder nobody means without saying so.
     """
-    names = {word.partition("=")[0] for word in given if word.startswith("--")}
-    return [word for name, value in read(path).items() for word in _words(path, name, value, names, parser)]
+    names, flags = names_in(given), read(path)
+    if "output" in flags and "--output" not in names and record(path):
+        raise ConfigError(
+            f"--config {path}: is the record of a run. To go on with it, give --output {path.parent}; "
+            "to repeat it, another --output"
+        )
+    names |= LENGTH if names & LENGTH else set()
+    return [word for name, value in flags.items() for word in _words(path, name, value, names, parser)]
+
+
+def names_in(given: Sequence[str]) -> set[str]:
+    """The flags that a command line gives."""
+    return {word.partition("=")[0] for word in given if word.startswith("--")}
+
+
+def find(path: Path) -> Path:
+    """The file itself; of a run's folder, the record in it."""
+    return path / "config.json" if path.is_dir() else path
 
 
 def read(path: Path) -> dict[str, Any]:
     """Flags by name.
 
     Raises:
-        ConfigError: it can't be read as such.
+        ConfigError: it can't be read as such, or a name stands there twice.
     """
+    return _read(find(path))[0]
+
+
+def record(path: Path) -> dict[str, Any]:
+    """All that a run's record holds, which is more than flags; {} of another file.
+
+    Raises:
+        ConfigError: as `read`.
+    """
+    return _read(find(path))[1]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            body = json.loads(text)
-        else:
-            import yaml
-
-            body = yaml.safe_load(text)
+        body = json.loads(text, object_pairs_hook=_object) if path.suffix == ".json" else _yaml(text)
+        of_run = body if isinstance(body, dict) and isinstance(body.get("flags"), dict) else {}
+        flags = of_run.get("flags", body)
+        if isinstance(flags, dict):
+            return _object((str(name).replace("-", "_"), value) for name, value in flags.items()), of_run
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: can't be read: {error}{did_you_mean_path(path)}") from error
     except Exception as error:  # yaml's own errors, which say line and column
         raise ConfigError(f"--config {path}: is no YAML: {' '.join(str(error).split())}") from error
-    if isinstance(body, dict) and isinstance(body.get("flags"), dict):
-        body = body["flags"]  # a run's record, which holds more than flags
-    if not isinstance(body, dict):
-        raise ConfigError(f"--config {path}: must hold flags by name, such as `max_steps: 1000`")
-    return {str(name): value for name, value in body.items()}
+    raise ConfigError(f"--config {path}: must hold flags by name, such as `max_steps: 1000`")
+
+
+def _yaml(text: str) -> Any:
+    """Words and numbers as they are written: to YAML 1.1, 12:30:00 is 45000, `off` is false and 010 is 8."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            _object((key.value, value) for key, value in node.value)
+            return super().construct_mapping(node, deep)
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(?:true|True|false|False)$"), list("tTfF"))
+    Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("(?:~|null|Null|NULL)?$"), ["~", "n", "N", ""])
+    return yaml.load(text, Loader)
+
+
+def _object(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Raise ValueError if a key stands there twice."""
+    found: dict[Any, Any] = {}
+    for key, value in pairs:
+        if str(key) in found:
+            raise ValueError(f"'{key}' stands there twice")
+        found[str(key)] = value
+    return found
 
 
 def _words(
@@ -61,7 +115,7 @@ def _words(
         return
     if isinstance(action, argparse.BooleanOptionalAction):
         if not isinstance(value, bool):
-            raise ConfigError(f"--config {path}: {name} {value!r}: must be true or false")
+            raise ConfigError(f"--config {path}: {name} {value}: must be true or false")
         yield flag if value else f"--no-{flag.removeprefix('--')}"
     elif action.nargs:
         values = value if isinstance(value, list) else [value]

@@ -89,10 +89,27 @@ def load(path: Path, device: str) -> Json:
     """Read a DeepSpeed JSON file and check all that does not depend on the number of ranks.
 
     Args:
+        path: of the file, or of a run's `config.json`: then it is the JSON that the run was given.
         device: "cpu" or "cuda", what it will train on.
 
     Raises:
         ConfigError: not JSON, or a key or value that DeepSpeed would pass over or misread; the key is named.
+    """
+    config = read(path)
+    try:
+        for check in (_check_keys, _check_auto, _check_values, _check_precision, _check_optimizer, _check_scheduler):
+            check(config)
+        _check_device(config, device)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return config
+
+
+def read(path: Path) -> Json:
+    """A DeepSpeed JSON, or the one in a run's record, unchecked.
+
+    Raises:
+        ConfigError: it can't be read, or is no JSON object.
     """
     try:
         config = json.loads(path.read_text(), object_pairs_hook=_refuse_duplicates)
@@ -102,13 +119,32 @@ def load(path: Path, device: str) -> Json:
         raise ConfigError(f"--deepspeed-config {path}: not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"--deepspeed-config {path}: must be a JSON object")
+    recorded = config.get("deepspeed_config") if "flags" in config else None
+    return recorded if isinstance(recorded, dict) else config
+
+
+def refuse_changed(path: Path | None, recorded: Json, record: Path) -> None:
+    """A DeepSpeed JSON is still what it was when a run was recorded; keys that a resume may change may differ.
+
+    Args:
+        recorded: the JSON as the run was given it.
+        record: the run's `config.json`.
+
+    Raises:
+        ConfigError: it is not, or it can't be read any more.
+    """
+    if path is None:
+        return
+    now = f", or --deepspeed-config {path} for what it is now"
     try:
-        for check in (_check_keys, _check_auto, _check_values, _check_precision, _check_optimizer, _check_scheduler):
-            check(config)
-        _check_device(config, device)
+        rows = [f"key '{key}': was {old!r}, is {new!r}" for key, old, new in changes(recorded, read(path))]
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    return config
+        rows, now = [str(error)], ""
+    if rows:
+        raise ConfigError(
+            f"--config {record}: its DeepSpeed JSON, {path}, is not what it was:\n  " + "\n  ".join(rows) + "\n"
+            f"Give --deepspeed-config {record} for what the run was given{now}"
+        )
 
 
 def resolve(config: Json, ranks: int, max_steps: int, warmup_steps: int) -> Json:

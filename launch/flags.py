@@ -112,7 +112,7 @@ class Cadence:
     log_interval: int = flag(10, "steps between log lines", "STEPS")
     checkpoint_interval: int = flag(1000, "steps between checkpoints; the last step always leaves one", "STEPS")
     eval_interval: int = flag(
-        1000, "steps between measurements on --valid-data; the last step is measured, too", "STEPS"
+        1000, "steps between measurements on held-out data; the last step is measured, too", "STEPS"
     )
 
     def __post_init__(self) -> None:
@@ -126,7 +126,7 @@ class Ends:
 
     time_limit: str | None = flag(
         None,
-        "save and stop before so long has passed: minutes, HH:MM:SS, D-HH:MM:SS (default: when SLURM ends)",
+        "save and stop before so long has passed: minutes, MM:SS, HH:MM:SS, D-HH:MM:SS (default: when SLURM ends)",
         "TIME",
     )
     max_bad_steps: int = flag(10, "steps in a row with a loss or gradient that is not finite; exit code 5", "STEPS")
@@ -159,7 +159,7 @@ class Cost:
 class Start:
     """How it starts."""
 
-    seed: int = flag(0, "of order, masks, dropout and random weights")
+    seed: int = flag(0, "of order, masks, dropout and random weights", "NUMBER")
     fresh: bool = flag(False, "move an earlier run in --output aside and start over")
     dry_run: bool = flag(
         False, "check all, verify the data, take a few real steps, and say what the run will take of memory, disk and "
@@ -167,7 +167,7 @@ class Start:
     )  # fmt: skip
     allow_change: tuple[str, ...] = flag((), "flags or JSON keys that may differ from the run's record", "KEY")
     ranks: int | None = flag(None, "refuse to start on any other number of ranks", "RANKS")
-    local_rank: int = flag(-1, "taken from launchers and passed over: the environment's LOCAL_RANK counts")
+    local_rank: int = flag(-1, "taken from launchers and passed over: the environment's LOCAL_RANK counts", "RANK")
     deepspeed: bool = flag(True, "taken from other scripts and passed over: DeepSpeed is always the engine")
 
 

@@ -20,11 +20,11 @@ from model.kernels.attention import slots
 class Objective:
     """The objective (weights of the losses are 0 to leave one out)."""
 
-    alpha_ce: float = flag(5.0, "weight of the soft-target loss: KL divergence to the teacher's distribution")
-    alpha_mlm: float = flag(2.0, "weight of the masked-language-modelling cross-entropy")
-    alpha_cos: float = flag(1.0, "weight of the cosine distance between last hidden states")
-    alpha_mse: float = flag(0.0, "weight of the squared difference between logits")
-    temperature: float = flag(2.0, "temperature of the soft targets")
+    alpha_ce: float = flag(5.0, "weight of the soft-target loss: KL divergence to the teacher's distribution", "WEIGHT")
+    alpha_mlm: float = flag(2.0, "weight of the masked-language-modelling cross-entropy", "WEIGHT")
+    alpha_cos: float = flag(1.0, "weight of the cosine distance between last hidden states", "WEIGHT")
+    alpha_mse: float = flag(0.0, "weight of the squared difference between logits", "WEIGHT")
+    temperature: float = flag(2.0, "temperature of the soft targets", "T")
     restrict_ce_to_mask: bool = flag(False, "soft targets (and squared differences) on masked tokens only")
 
     def __post_init__(self) -> None:
@@ -49,9 +49,13 @@ class Objective:
 class TaskObjective:
     """The objective on a task with --teacher (weights of the losses are 0 to leave one out)."""
 
-    alpha_task: float = flag(0.5, "weight of the task's own loss: cross-entropy, or squared error of a regression")
-    alpha_ce: float = flag(0.5, "weight of the soft-target loss: KL divergence to the teacher, or squared difference")
-    temperature: float = flag(2.0, "temperature of the soft targets; a regression has none")
+    alpha_task: float = flag(
+        0.5, "weight of the task's own loss: cross-entropy, or squared error of a regression", "WEIGHT"
+    )
+    alpha_ce: float = flag(
+        0.5, "weight of the soft-target loss: KL divergence to the teacher, or squared difference", "WEIGHT"
+    )
+    temperature: float = flag(2.0, "temperature of the soft targets; a regression has none", "T")
 
     def __post_init__(self) -> None:
         _check(self)

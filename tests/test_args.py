@@ -1,14 +1,19 @@
 """Flags from frozen dataclasses."""
 
+import dataclasses
 import json
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
+import finetune_dilbert
+import train_dilbert
 from launch.args import flag, parse, positional, require
 from launch.errors import ConfigError
+from launch.flags import Start
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,21 @@ def test_help_teaches(capsys):
         assert word in text
 
 
+def test_no_number_is_explained_by_its_flag_alone():
+    for script in (train_dilbert, finetune_dilbert):
+        for group in script.GROUPS:
+            hints = typing.get_type_hints(group)
+            for field in dataclasses.fields(group):
+                if {int, float} & {hints[field.name], *typing.get_args(hints[field.name])}:
+                    assert field.metadata["metavar"], f"--{field.name}: which unit, or of what?"
+
+
+def test_an_empty_default_is_none(capsys):
+    with pytest.raises(SystemExit):
+        parse("", Start, argv=["--help"])
+    assert "(default: )" not in capsys.readouterr().out
+
+
 @dataclass(frozen=True)
 class Places:
     """Several positional arguments."""
@@ -181,8 +201,11 @@ def test_the_command_line_counts_more(tmp_path):
         ("name: x\ncount_of: many", "--count-of: invalid int value: 'many'"),
         ("name: x\ncount_of: -1", "--count-of -1: must be positive"),
         ("name: x\nfast: 1", "fast 1: must be true or false"),
-        ("name: {a: 1}", "name {'a': 1}: must be a word or a number"),
-        ("name: x\nlayers: [[1]]", "layers [1]: must be a word or a number"),
+        ("name: x\nfast: off", "fast off: must be true or false"),
+        ("name: x\nname: y", "flags.yaml: can't be read: 'name' stands there twice"),
+        ("count_of: 3\ncount-of: 4", "'count_of' stands there twice"),
+        ("name: {a: 1}", "name {'a': '1'}: must be a word or a number"),
+        ("name: x\nlayers: [[1]]", "layers ['1']: must be a word or a number"),
         ("!!python/object/apply:os.system [echo]", "is no YAML"),
         ("share: 0.5", "required, but missing:\n  --name"),
     ],
@@ -191,6 +214,64 @@ def test_files_that_are_refused(text: str, message: str, tmp_path):
     with pytest.raises(ConfigError) as error:
         configured(tmp_path, text)
     assert message in str(error.value)
+
+
+def test_yaml_says_what_is_written(tmp_path):
+    """12:30:00, `on` and 010 are a number, a truth value and an octal number to YAML 1.1."""
+    assert configured(tmp_path, "name: 12:30:00\ncount_of: 010") == Example("12:30:00", count_of=10)
+    for word in ("on", "off", "yes", "2026-01-31", "1_0", "0x1f", ".inf", "1e3"):
+        assert configured(tmp_path, f"name: {word}").name == word
+    assert configured(tmp_path, "name: x\nfast: False\nshare: ~\ncount_of: null") == Example("x", fast=False)
+
+
+def test_json_with_a_name_twice(tmp_path):
+    with pytest.raises(ConfigError, match=r"flags\.json: can't be read: 'name' stands there twice"):
+        configured(tmp_path, '{"name": "x", "name": "y"}', suffix=".json")
+
+
+def test_a_folder_is_its_record(tmp_path):
+    (tmp_path / "config.json").write_text('{"flags": {"name": "x"}}')
+    assert parse("", Example, argv=["--config", str(tmp_path)], config=True)[0].name == "x"
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ConfigError, match=r"runs/config\.json: can't be read: .*No such file"):
+        parse("", Example, argv=["--config", str(tmp_path / "runs")], config=True)
+
+
+@pytest.mark.parametrize("words", [["--config"], ["--config", "--mode", "a"]])
+def test_config_without_a_file(words):
+    with pytest.raises(ConfigError, match="argument --config: expected one argument"):
+        parse("", Example, argv=words, config=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Of a run."""
+
+    output: Path = flag(help="a folder")
+    max_steps: int | None = flag(None, "how long", "STEPS")
+    epochs: float | None = flag(None, "how long", "EPOCHS")
+
+
+def test_a_length_on_the_command_line_puts_out_the_files(tmp_path):
+    path = tmp_path / "f.yaml"
+    for name, value in (("max_steps", 7), ("epochs", 7.0)):
+        path.write_text(f"output: x\n{name}: 7")
+        for option, expected in (("--max-steps", Run(Path("x"), max_steps=3)), ("--epochs", Run(Path("x"), epochs=3))):
+            assert parse("", Run, argv=["--config", str(path), option, "3"], config=True)[0] == expected
+        assert getattr(parse("", Run, argv=["--config", str(path)], config=True)[0], name) == value
+
+
+def test_a_record_asks_for_an_output(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"flags": {"output": "old", "max_steps": 3}}')
+    with pytest.raises(ConfigError, match=f"go on with it, give --output {tmp_path}; to repeat it, another"):
+        parse("", Run, argv=["--config", str(path)], config=True)
+    assert parse("", Run, argv=["--config", str(path), "--output=new"], config=True)[0].output == Path("new")
+    with pytest.raises(SystemExit) as end:
+        parse("", Run, argv=["--config", str(path), "--help"], config=True)
+    assert end.value.code == 0
+    path.write_text('{"output": "new"}')  # no record
+    assert parse("", Run, argv=["--config", str(path)], config=True)[0].output == Path("new")
 
 
 def test_no_such_file(tmp_path):

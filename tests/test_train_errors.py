@@ -318,6 +318,30 @@ def test_free_settings_may_change(finished, models, dataset_folder, tmp_path):
     assert read_log(output)[-1]["step"] == 5
 
 
+def test_a_run_is_repeated_as_it_was_recorded(finished, models, dataset_folder, tmp_path):
+    """The DeepSpeed JSON that a run was given is in its record; its file may be another by now."""
+    json_file = config_file(tmp_path / "c.json", micro=8)
+    argv = flags(json_file, dataset_folder, models, tmp_path / "run", "--max-steps", "2", "--log-interval", "1")
+    assert start(argv)[0] == 0
+    record = tmp_path / "run" / "config.json"
+    again = ["--config", str(record), "--output", str(tmp_path / "again")]
+    config_file(json_file, micro=4)
+    assert start(["--config", str(record.parent), "--output", str(tmp_path / "other-micro")])[0] == 0
+
+    config_file(json_file, gradient_clipping=1.0)
+    cure = f"Give --deepspeed-config {record} for what the run was given"
+    assert_refused(again, 2, str(json_file), "key 'gradient_clipping': was 5.0, is 1.0", cure, "for what it is now")
+    json_file.unlink()
+    text = assert_refused(again, 2, f"--deepspeed-config {json_file}: No such file", cure)
+    assert "for what it is now" not in text
+    assert not (tmp_path / "again").exists()
+
+    assert start([*again, "--deepspeed-config", str(record)])[0] == 0
+    repeated = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert repeated["deepspeed_config"] == json.loads(record.read_text())["deepspeed_config"]
+    assert [row["loss"] for row in read_log(tmp_path / "again")] == [row["loss"] for row in read_log(tmp_path / "run")]
+
+
 def test_a_finished_run_stays_finished(finished, models, dataset_folder, tmp_path):
     output = resumable(finished, tmp_path)
     argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, output, "--max-steps", "4")
