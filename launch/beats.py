@@ -1,10 +1,15 @@
-"""The signs of life of a run's ranks, as they lie in its folder."""
+"""The signs of life of a run's ranks, and the reason why it failed, as they lie in its folder."""
 
+import contextlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launch import commit
+from launch.errors import DilbertError
+
 FOLDER = "heartbeats"
+FAILED = "FAILED.json"
 
 
 @dataclass(frozen=True)
@@ -43,3 +48,15 @@ def read(folder: Path, ranks: int) -> list[Beat]:
             continue
     newest = max((at for at, _ in found), default=0.0)
     return [replace(beat, age=newest - at) for at, beat in found]
+
+
+def failed(run: Path, rank: int, step: int, error: Exception) -> None:
+    """Write why the run ended into its folder: code (exit code), message, rank, step. The first rank to say so counts;
+    a disk that can't be written may be the very reason."""
+    code, message = 1, f"{type(error).__name__}: {error}"
+    if isinstance(error, DilbertError):
+        code, message = error.exit_code, str(error)
+    if not (run / FAILED).exists():
+        with contextlib.suppress(OSError):
+            body = {"code": code, "message": message, "rank": rank, "step": step}
+            commit.write_text(run / FAILED, json.dumps(body, indent=2) + "\n")

@@ -80,6 +80,7 @@ class Heartbeat:
     def _end(self, message: str) -> None:
         if message:
             say(f"error: {message}", sys.stderr)
+            beats.failed(self.folder.parent, self.world.rank, self.step, HungError(message))
         os._exit(HungError.exit_code)  # the main thread can't be asked
 
     def _write(self) -> None:

@@ -1,8 +1,8 @@
 """The folder of a run: what it was started with, and how it ended.
 
 `config.json` (all flags, the DeepSpeed JSON as given, the model's architecture), `ds_config.json` (as DeepSpeed got
-it), `environment.json`, `DONE.json` or `STOPPED.json`. A second start in the same folder goes on with the run, if
-nothing that shapes it has changed.
+it), `environment.json`; `DONE.json`, `STOPPED.json` or `FAILED.json` (launch.beats). A second start in the same folder
+goes on with the run, if nothing that shapes it has changed.
 """
 
 import importlib.metadata
@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from launch import agreement, commit, ds_config, lock
 from launch.args import option, plain
+from launch.beats import FAILED
 from launch.distributed import World, by_main
 from launch.energy import counters
 from launch.errors import CheckpointError, ConfigError, did_you_mean
@@ -104,10 +105,10 @@ class RunFolder:
         dist.barrier()  # every rank has read the old record before rank 0 writes the new one
 
     def begin(self, **records: dict[str, Any]) -> None:
-        """The run is under way: write `NAME.json` for each record; it is neither done nor stopped. For rank 0."""
+        """The run is under way: write `NAME.json` for each record; it has not ended in any way. For rank 0."""
         for name, body in records.items():
             self.write(f"{name}.json", body)
-        for name in ("DONE.json", "STOPPED.json", STOP):
+        for name in ("DONE.json", "STOPPED.json", FAILED, STOP):
             (self.path / name).unlink(missing_ok=True)
 
     def end(self, name: str, body: dict[str, Any], world: World) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 
 import torch
 
-from launch import checkpoint, retention, scaling
+from launch import beats, checkpoint, retention, scaling
 from launch.distributed import World, seed_dropout
 from launch.energy import Energy, counters
 from launch.errors import Stopped
@@ -96,6 +96,8 @@ class Training:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stack.__exit__(kind, error, trace)
+        if isinstance(error, Exception) and not isinstance(error, Stopped):
+            beats.failed(self.folder.path, self.world.rank, self.engine.global_steps, error)
 
     @property
     def todo(self) -> range:

@@ -3,7 +3,7 @@
     python -m launch.watch runs/first            until it ends; Ctrl-C ends the watching, not the run
     python -m launch.watch runs/first --once     one look; the exit code says how it is
 
-Exit codes: 0 done, or training; 6 no sign of life, 75 stopped.
+Exit codes: 0 done, or training; 6 no sign of life, 75 stopped; failed: that of the run, which FAILED.json tells.
 """
 
 import json
@@ -45,7 +45,8 @@ class View:
 
     Attributes:
         rows: of the log.
-        ages: seconds since each rank's last sign of life.
+        ranks: last signs of life, and seconds since then.
+        stopped, failed: STOPPED.json, FAILED.json; None: not there.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class View:
     ranks: list[tuple[Beat, float]]
     done: bool
     stopped: dict[str, Any] | None
+    failed: dict[str, Any] | None
 
     @classmethod
     def of(cls, folder: Path) -> "View":
@@ -71,8 +73,8 @@ class View:
         for beat in beats.read(folder / beats.FOLDER, environment.get("ranks", 1)):
             at = beats.path(folder / beats.FOLDER, beat.rank).stat().st_mtime
             ranks.append((beat, max(0.0, time.time() - at)))
-        done, stopped = (_read(folder / name) for name in ("DONE.json", "STOPPED.json"))
-        return cls(folder, environment, read_log(folder / LOG), ranks, done is not None, stopped)
+        done, stopped, failed = (_read(folder / name) for name in ("DONE.json", "STOPPED.json", beats.FAILED))
+        return cls(folder, environment, read_log(folder / LOG), ranks, done is not None, stopped, failed)
 
     @property
     def steps(self) -> int | None:
@@ -86,13 +88,22 @@ class View:
 
     @property
     def ended(self) -> bool:
-        """Done, or stopped."""
-        return self.done or self.stopped is not None
+        """Done, stopped, or failed."""
+        return self.done or self.stopped is not None or self.failed is not None
 
     @property
     def silent(self) -> list[tuple[Beat, float]]:
         """Ranks without a sign of life."""
         return [(beat, age) for beat, age in self.ranks if age > _SILENT]
+
+    @property
+    def why(self) -> list[str]:
+        """It failed, line by line, and on which rank; a stack may follow the first."""
+        if self.failed is None:
+            return []
+        first, *more = str(self.failed.get("message") or "no reason given").splitlines()
+        rank = self.failed.get("rank")
+        return [f"[rank {rank}] {first}" if rank else first, *more]
 
     def last(self, name: str) -> dict[str, Any]:
         """The last line of the log that has a figure of this name."""
@@ -106,6 +117,9 @@ class View:
         if self.stopped is not None:
             why = self.stopped.get("why", "on request")
             return Stopped.exit_code, f"stopped at step {self.step:,}{of}: {why}; the same command goes on"
+        if self.failed is not None:
+            code, (message, *_) = self.failed.get("code"), self.why
+            return code if isinstance(code, int) and code else 1, f"failed after step {self.step:,}{of}: {message}"
         if not self.ranks or len(self.silent) == len(self.ranks):
             age = f" for {duration(min(age for _, age in self.ranks))}" if self.ranks else " yet"
             return HungError.exit_code, f"no sign of life{age}, after step {self.step:,}{of}"
@@ -117,6 +131,7 @@ class View:
     def lines(self) -> Iterator[str]:
         """All that there is to see."""
         yield f"{self.folder}: {self.state()[1]}"
+        yield from (f"    {line}" for line in self.why[1:])
         if row := self.last("seconds_per_step"):
             curve = [past["loss"] for past in self.rows if past.get("loss") is not None]
             yield f"  step {row['step']:,} | {figures(row)}"

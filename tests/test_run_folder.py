@@ -89,6 +89,16 @@ def test_environment_states_versions_and_hardware():
     assert facts["cores"] >= 1
 
 
+def test_a_run_that_begins_has_not_ended(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    ends = ("DONE.json", "STOPPED.json", "FAILED.json", "STOP")
+    for name in ends:
+        folder.write(name, {})
+    folder.begin(config={"flags": {}})
+    assert folder.recorded() == {"flags": {}}
+    assert not any((folder.path / name).exists() for name in ends)
+
+
 def test_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder.dist, "barrier", lambda: None)
     folder = RunFolder(tmp_path / "run")

@@ -12,7 +12,7 @@ from jobs import config_file, flags, make_models
 from ranks import run_ranks, train
 
 from launch import beats, skipped, watch
-from launch.errors import ConfigError
+from launch.errors import ConfigError, DataError, HungError
 from launch.watch import View, sparkline
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +77,25 @@ def test_how_it_ended(folder):
     assert View.of(folder).state() == (75, expected)
     (folder / "DONE.json").write_text("{}")
     assert View.of(folder).state() == (0, "done: 120 steps")
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_why_it_failed(folder, rank):
+    error = HungError("rank 1 (host1, process 1) makes no progress:\n  File here\n  File there")
+    beats.failed(folder, rank, 120, error)
+    beats.failed(folder, 1, 120, DataError("later"))
+    whose = "[rank 3] " if rank else ""
+    message = f"failed after step 120 of 1,000: {whose}rank 1 (host1, process 1) makes no progress:"
+    assert View.of(folder).state() == (6, message)
+    assert text(folder).startswith(f"{folder}: {message}\n      File here\n      File there\n")
+    assert "is at step" not in text(folder)
+    assert View.of(folder).ended
+
+
+@pytest.mark.parametrize("body", [{}, {"code": 0, "message": None}, {"code": "x", "message": "", "rank": None}])
+def test_a_failure_that_says_nothing(folder, body):
+    (folder / beats.FAILED).write_text(json.dumps(body))
+    assert View.of(folder).state() == (1, "failed after step 120 of 1,000: no reason given")
 
 
 def test_warnings(folder):

@@ -1,0 +1,74 @@
+"""How a run ends, and what its folder says of it then."""
+
+import json
+from pathlib import Path
+
+import faulty
+import pytest
+import torch
+from jobs import config_file, flags, make_models
+from ranks import RankFailed, run_ranks, train
+
+from launch import heartbeat
+from launch.beats import FAILED
+from launch.distributed import World
+from launch.heartbeat import Heartbeat
+from launch.watch import View
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> tuple[Path, Path]:
+    return make_models(tmp_path_factory.mktemp("models"))
+
+
+def nan_on_rank_1() -> None:
+    faulty.install({"kind": "value", "value": "nan", "rank": 1, "step": 1, "parts": 2})
+
+
+def out_of_memory() -> None:
+    faulty.FAULTS["memory"] = _out_of_memory
+    faulty.install({"kind": "memory", "step": 0})
+
+
+def _out_of_memory(_: dict) -> None:
+    raise MemoryError("of the device")
+
+
+def test_a_run_that_fails_says_why_until_it_begins_again(models, dataset_folder, tmp_path):
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-steps", "4")
+    ended = run_ranks(2, train, [*argv, "--max-bad-steps", "1"], nan_on_rank_1)
+    assert [code for code, _ in ended] == [5, 5], ended
+    failed = json.loads((tmp_path / "run" / FAILED).read_text())
+    assert (failed["code"], failed["step"]) == (5, 2) and "not finite 1 times in a row" in failed["message"]
+    code, sentence = View.of(tmp_path / "run").state()
+    assert code == 5 and sentence.startswith("failed after step 2 of 4: ") and failed["message"] in sentence
+    refused = run_ranks(1, train, [*argv, "--seed", "7"])
+    assert refused[0][0] == 2
+    assert json.loads((tmp_path / "run" / FAILED).read_text()) == failed, "a refused start changes nothing"
+    assert run_ranks(1, train, argv)[0][0] == 0
+    assert not (tmp_path / "run" / FAILED).exists()
+
+
+def test_an_error_of_no_class_of_ours_is_told_too(models, dataset_folder, tmp_path):
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-steps", "4")
+    with pytest.raises(RankFailed, match="MemoryError"):
+        run_ranks(1, train, argv, out_of_memory)
+    assert View.of(tmp_path / "run").state() == (1, "failed after step 0 of 4: MemoryError: of the device")
+
+
+def test_a_start_that_is_refused_has_not_failed(models, dataset_folder, tmp_path):
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-steps", "4")
+    assert run_ranks(1, train, [*argv, "--ranks", "2"])[0][0] == 2
+    assert not (tmp_path / "run" / FAILED).exists()
+
+
+def test_a_rank_that_hangs_leaves_the_reason(monkeypatch, tmp_path):
+    ends = []
+    monkeypatch.setattr(heartbeat.os, "_exit", ends.append)
+    heart = Heartbeat(tmp_path, World(2, 4, 2, torch.device("cpu")), 60.0, 7)
+    heart._end("")
+    assert not (tmp_path / FAILED).exists(), "another rank speaks"
+    heart._end("rank 1 makes no progress")
+    assert ends == [6, 6]
+    body = {"code": 6, "message": "rank 1 makes no progress", "rank": 2, "step": 7}
+    assert json.loads((tmp_path / FAILED).read_text()) == body
