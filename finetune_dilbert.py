@@ -151,7 +151,7 @@ def finetune(
     space.check(engine, folder.checkpoints, checkpoints)
     if world.is_main:
         facts = environment(world, steps=steps, fingerprint=record["fingerprint"])
-        folder.begin(config=record, ds_config=config, environment=facts)
+        folder.begin(engine.global_steps == steps, config=record, ds_config=config, environment=facts)
         (folder.path / TOKENIZER).mkdir(exist_ok=True)
         hub.copy_tokenizer(hub.fetch(paths.model, hub.TOKENIZER_FILES), folder.path / TOKENIZER)
 

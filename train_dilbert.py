@@ -138,7 +138,7 @@ def train(
     space.check(engine, folder.checkpoints, checkpoints)
     if world.is_main:
         facts = environment(world, steps=steps, fingerprint=record["fingerprint"], data=corpora.facts())
-        folder.begin(config=record, ds_config=config, environment=facts)
+        folder.begin(engine.global_steps == steps, config=record, ds_config=config, environment=facts)
         keep_tokenizer(folder.path / TOKENIZER, paths, corpora)
 
     if speed.teacher_fp8:

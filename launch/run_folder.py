@@ -104,11 +104,18 @@ class RunFolder:
             refuse_changes(recorded, record, free, allowed)
         dist.barrier()  # every rank has read the old record before rank 0 writes the new one
 
-    def begin(self, **records: dict[str, Any]) -> None:
-        """The run is under way: write `NAME.json` for each record; it has not ended in any way. For rank 0."""
-        for name, body in records.items():
-            self.write(f"{name}.json", body)
-        for name in ("DONE.json", "STOPPED.json", FAILED, STOP):
+    def begin(self, finished: bool = False, **records: dict[str, Any]) -> None:
+        """The run is under way: write `NAME.json` for each record; it has not ended in any way. For rank 0.
+
+        Args:
+            finished: no step is left. Where it is done as well, its records and DONE.json stay as they are.
+        """
+        ends = ["STOPPED.json", FAILED, STOP]
+        if not (finished and (self.path / "DONE.json").exists()):
+            ends.append("DONE.json")
+            for name, body in records.items():
+                self.write(f"{name}.json", body)
+        for name in ends:
             (self.path / name).unlink(missing_ok=True)
 
     def end(self, name: str, body: dict[str, Any], world: World) -> None:

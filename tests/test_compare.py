@@ -88,7 +88,7 @@ def test_only_what_differs_is_told(tmp_path):
         },
         "model": {"n_layers": [2, 3]},
         "data": {"fingerprint": ["f", "g"], "2.path": [None, "books"], "2.tokens": [None, 9]},
-        "teacher": {"weights": ["t", None]},
+        "teacher": {"weights": ["t", "none"]},
         "code": {"commit": ["a" * 40, "b" * 40]},
         "versions": {"torch": ["2.13.0", "2.14.0"]},
         "hardware": {"ranks": [2, 4]},
@@ -97,14 +97,14 @@ def test_only_what_differs_is_told(tmp_path):
 
 
 def test_what_is_the_same_is_named_and_so_is_what_nobody_knows(tmp_path):
-    unknown = {"config": {"teacher": None}, "environment": {"git_commit": None}}
+    unknown = {"config": {"teacher": None}, "environment": {"git_commit": None}}  # without a teacher, as it says
     body = compared(made(tmp_path / "a", **unknown), made(tmp_path / "b", **unknown, output="runs/b"))
     assert body["differences"] == {}
-    assert body["same"] == ["flags", "DeepSpeed JSON", "model", "data", "versions", "hardware"]
-    assert body["unknown"] == ["teacher", "code"]
+    assert body["same"] == ["flags", "DeepSpeed JSON", "model", "data", "teacher", "versions", "hardware"]
+    assert body["unknown"] == ["code"]
     (runs, _) = comparison_page.tables(body)
     assert runs.note == (
-        "The same in all of them: flags, DeepSpeed JSON, model, data, versions, hardware. Not recorded: teacher, code."
+        "The same in all of them: flags, DeepSpeed JSON, model, data, teacher, versions, hardware. Not recorded: code."
     )
 
 

@@ -99,6 +99,22 @@ def test_a_run_that_begins_has_not_ended(tmp_path):
     assert not any((folder.path / name).exists() for name in ends)
 
 
+@pytest.mark.parametrize("done", [True, False])
+def test_the_records_of_a_run_that_is_done_stay(tmp_path, done):
+    folder = RunFolder(tmp_path / "run")
+    folder.write("environment.json", {"host": "first"})
+    folder.write("STOPPED.json", {})
+    if done:
+        folder.write("DONE.json", {"step": 5})
+    folder.begin(True, environment={"host": "second"})
+    assert folder.read("environment.json") == {"host": "first" if done else "second"}
+    assert (folder.path / "DONE.json").exists() == done
+    assert not (folder.path / "STOPPED.json").exists()
+    folder.begin(False, environment={"host": "third"})
+    assert folder.read("environment.json") == {"host": "third"}
+    assert not (folder.path / "DONE.json").exists()
+
+
 def test_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder.dist, "barrier", lambda: None)
     folder = RunFolder(tmp_path / "run")

@@ -62,6 +62,22 @@ def test_a_start_that_is_refused_has_not_failed(models, dataset_folder, tmp_path
     assert not (tmp_path / "run" / FAILED).exists()
 
 
+def test_a_finished_run_keeps_its_records(models, dataset_folder, tmp_path):
+    """Started again: no step, no record of the second start; with more steps to do, it is recorded."""
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run")
+    records = ("config.json", "ds_config.json", "environment.json")
+
+    def start(*more: str) -> list[str]:
+        assert run_ranks(1, train, [*argv, *more])[0][0] == 0
+        return [(tmp_path / "run" / name).read_text() for name in records]
+
+    first = start("--max-steps", "2")
+    config_file(tmp_path / "c.json", micro=8)
+    assert start("--max-steps", "2", "--keep-last", "7") == first
+    assert json.loads((tmp_path / "run" / "DONE.json").read_text()) == {"step": 2}
+    assert all(new != old for new, old in zip(start("--max-steps", "3", "--keep-last", "7"), first, strict=True))
+
+
 def test_a_rank_that_hangs_leaves_the_reason(monkeypatch, tmp_path):
     ends = []
     monkeypatch.setattr(heartbeat.os, "_exit", ends.append)

@@ -132,7 +132,7 @@ SUBJECTS: Mapping[str, Callable[[Run], Json]] = {
     "DeepSpeed JSON": lambda run: ds_config.flatten(run.deepspeed),
     "model": _model,
     "data": _data,
-    "teacher": lambda run: {"weights": run.config.get("teacher")},
+    "teacher": lambda run: {"weights": run.config["teacher"] or "none"} if "teacher" in run.config else {},
     "code": lambda run: {"commit": run.environment.get("git_commit")},
     "versions": lambda run: {"Python": run.environment.get("python"), **run.environment.get("packages", {})},
     "hardware": _hardware,
