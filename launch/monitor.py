@@ -31,6 +31,8 @@ COLUMNS = 120
 # Of figures that are not about learning: they have a page of their own in TensorBoard.
 _OF_THE_MACHINE = ("tokens_per_second", "seconds_per_step", "filler", "uncompiled", "data_wait", "slowest", "memory",
                    "tflops", "mfu", "energy", "cost")  # fmt: skip
+# TensorBoard's: what is learnt of the masked words, against guessing them by their frequencies.
+_CHARTS = {"held out": {"loss_mlm and unigram_entropy": ["Multiline", ["valid/loss_mlm", "valid/unigram_entropy"]]}}
 WORTH_A_WORD = 0.02  # share of the time spent waiting for data
 
 T = TypeVar("T")
@@ -200,6 +202,7 @@ class Monitor:
             self.before = totals(read_log(folder / LOG))
             self.file = open(folder / LOG, "a", encoding="utf-8")
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self.charts = False
         self.bar: tqdm | None = None
         if world.is_main and sys.stdout.isatty() and sys.stderr.isatty():
             self.bar = bar(max_steps, " steps", "training")
@@ -231,12 +234,17 @@ class Monitor:
         """One line of training figures, everywhere; to those of launch.log.TOTALS, earlier starts are added."""
         figures = figures | {name: figures[name] + more for name, more in self.before.items() if name in figures}
         self._record(step, figures, "train")
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"loss {figures['loss']:.4g}", refresh=False)
         left = duration((self.max_steps - step) * figures["seconds_per_step"])
         self.say(console_line(f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}", figures, f"eta {left}"))
 
     def log_held_out(self, step: int, figures: dict[str, float]) -> None:
         """One line of held-out figures, everywhere."""
         self._record(step, {f"valid_{name}": value for name, value in figures.items()}, "valid")
+        if self.file and not self.charts and "unigram_entropy" in figures:
+            self.board.add_custom_scalars(_CHARTS)
+            self.charts = True
         self.say("\n".join(wrapped(f"step {step} held out | {held_out(figures)}", COLUMNS)))
 
     def write(self, name: str, text: str, step: int) -> None:

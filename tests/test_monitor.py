@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from launch import monitor
 from launch.distributed import World
@@ -103,21 +104,37 @@ def test_the_held_out_line_fits_into_120_columns(tmp_path, capsys):
 def test_a_live_bar_on_a_terminal_alone(tmp_path):
     """A run's monitor with a terminal, and with a pipe."""
     program = (
-        "import sys, time, torch; from pathlib import Path; from launch.distributed import World\n"
+        "import json, sys, time, torch; from pathlib import Path; from launch.distributed import World\n"
         "from launch.monitor import Monitor\n"
         "with Monitor(Path(sys.argv[1]), World(0, 1, 0, torch.device('cpu')), 3, 9) as monitor:\n"
-        "    monitor.tick(); monitor.say('a line'); time.sleep(0.5); monitor.tick()\n"
+        "    monitor.tick(); monitor.log(4, json.loads(sys.argv[2])); time.sleep(0.5); monitor.tick()\n"
     )
-    command = [sys.executable, "-c", program, str(tmp_path)]
+    command = [sys.executable, "-c", program, str(tmp_path), json.dumps(FIGURES)]
     piped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert (piped.stdout, "training" in piped.stderr) == ("a line\n", False)
+    line = "step 4/9 | loss 3 mlm 3 | lr 0.001 | grad 0.5 | 10 tok/s | eta 00:10"
+    assert (piped.stdout, "training" in piped.stderr) == (f"{line}\n", False)
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     subprocess.run(command, cwd=ROOT, stdout=slave, stderr=slave, check=True)
     os.close(slave)
     shown = os.read(master, 1 << 16).decode()
     os.close(master)
-    assert "a line\r\n" in shown and "training" in shown and "5.00/9.00" in shown
+    assert f"{line}\r\n" in shown and "training" in shown
+    assert "| 5/9 [" in shown and "steps/s, loss 3]" in shown
+
+
+def test_unigrams_stand_in_the_chart_of_the_masked_words(tmp_path):
+    with Monitor(tmp_path, WORLD, 0, 10) as monitor:
+        for step in (5, 10):
+            monitor.log_held_out(step, {"loss_mlm": 6.0, "unigram_entropy": 6.9})
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    (event,) = board.Tensors("custom_scalars__config__")
+    layout = Layout.FromString(event.tensor_proto.string_val[0])
+    (chart,) = layout.category[0].chart
+    tags = list(chart.multiline.tag)
+    assert tags == ["valid/loss_mlm", "valid/unigram_entropy"]
+    assert set(tags) == set(board.Tags()["scalars"])
 
 
 def test_a_loss_that_is_not_finite_is_null(tmp_path):
