@@ -29,7 +29,7 @@ def work_folder(folder: Path, identity: dict[str, Any], streams: list[str]) -> I
     """The folder in which shards are made, locked; with the complete ones of an unfinished build of the same.
 
     Raises:
-        ConfigError: another build is at work there, or an unfinished one was of something else.
+        ConfigError: another build is at work there, or an unfinished one was of something else and got to a shard.
     """
     work = folder / WORK
     if folder.exists() and not work.is_dir():
@@ -44,7 +44,8 @@ def work_folder(folder: Path, identity: dict[str, Any], streams: list[str]) -> I
         except BlockingIOError as error:
             raise ConfigError(f"{folder}: another process is building there") from error
         before = recorded(folder)
-        if before is None or (before == identity and STANDARD_INPUT in streams):
+        nothing_made = before != identity and not any(complete(folder))  # as where the input was refused
+        if before is None or nothing_made or (before == identity and STANDARD_INPUT in streams):
             _clear(folder)
             commit.write_text(work / "plan.json", json.dumps(identity))
         elif before != identity:

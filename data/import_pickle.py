@@ -22,7 +22,7 @@ from data.text import Range, Selection
 from data.vocabulary import Vocabulary
 from launch import progress
 from launch.args import flag, parse, require
-from launch.errors import DataError, run
+from launch.errors import DataError, did_you_mean_path, run
 
 LAW = "pickle 1"  # version of what a pickle becomes
 
@@ -40,7 +40,7 @@ class Files:
 
     def __post_init__(self) -> None:
         for name, path in (("input", self.input), ("token_counts", self.token_counts)):
-            require(path is None or path.is_file(), name, path, "is no file")
+            require(path is None or path.is_file(), name, path, f"is no file{did_you_mean_path(path or '')}")
         require(self.output.name not in ("", ".."), "output", self.output, "must be the name of a new folder")
 
 

@@ -159,6 +159,17 @@ def test_a_killed_import_goes_on(make, lines, tokenizer, tmp_path: Path, monkeyp
     assert not (tmp_path / "again.partial").exists()
 
 
+def test_what_is_put_right_after_a_refusal_is_imported(tmp_path: Path, tokenizer_folder: Path) -> None:
+    line = np.uint16([2, *[5] * 20, 3])
+    files = Files(dump(tmp_path / "x.pickle", [line, "a line"]), str(tokenizer_folder), tmp_path / "out")
+    with pytest.raises(DataError, match="item 1 of the list is of type str"):
+        import_pickle(files, RULES)
+    dump(files.input, [line, line.copy(), line.copy()])
+    import_pickle(files, RULES)
+    assert documents_of(files.output) == [[line.tolist()]] * 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "x.pickle"]
+
+
 def test_a_vocabulary_beyond_16_bits(tmp_path: Path) -> None:
     """The original wrote int32 there. Just below, it wrote uint16 where Megatron's rule says int32."""
     for entries, kind in ((65_536, np.int32), (65_520, np.uint16)):
@@ -291,6 +302,9 @@ def test_exit_codes(monkeypatch, capsys, tmp_path: Path, tokenizer_folder: Path)
     given = ["--tokenizer", tokenizer_folder, "--output", tmp_path / "out", "--input"]
     assert code(*given, tmp_path / "no.pickle") == 2
     assert "no.pickle: is no file" in capsys.readouterr().err
+    (tmp_path / "x.pickle").write_bytes(b"")
+    assert code(*given, tmp_path / "x.pickl") == 2
+    assert f"x.pickl: is no file; did you mean '{tmp_path}/x.pickle'?" in capsys.readouterr().err
     (tmp_path / "x.pickle").write_bytes(b"cposix\nsystem\n(S'touch ran'\ntR.")
     assert code(*given, tmp_path / "x.pickle") == 3
     assert "Nothing of the file was run" in capsys.readouterr().err
