@@ -1,6 +1,7 @@
 """How a run ends, and what its folder says of it then."""
 
 import json
+import re
 from pathlib import Path
 
 import faulty
@@ -14,6 +15,8 @@ from launch.beats import FAILED
 from launch.distributed import World
 from launch.heartbeat import Heartbeat
 from launch.watch import View
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +79,19 @@ def test_a_finished_run_keeps_its_records(models, dataset_folder, tmp_path):
     assert start("--max-steps", "2", "--keep-last", "7") == first
     assert json.loads((tmp_path / "run" / "DONE.json").read_text()) == {"step": 2}
     assert all(new != old for new, old in zip(start("--max-steps", "3", "--keep-last", "7"), first, strict=True))
+
+
+def test_readme_explains_every_figure_of_the_log(models, dataset_folder, tmp_path):
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-steps", "1")
+    more = ["--valid-data", str(dataset_folder), "--price-per-hour", "1", "--alpha-mse", "1"]
+    assert run_ranks(1, train, [*argv, *more])[0][0] == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    figures = {name for row in rows for name in row if not name.startswith("valid_loss_")} - {"step"}
+    table = (ROOT / "README.md").read_text().split("\n| figure |")[1].split("\n\n")[0]
+    told = {name for row in table.splitlines() for name in re.findall("`([a-z_]+)`", row.split("|")[1])}
+    assert {"valid_loss", "valid_unigram_entropy", "cost"} <= figures <= told
+    needs_a_gpu, of_tasks = {"mfu", "loss_scale"}, {"loss_task"}
+    assert told - figures <= needs_a_gpu | of_tasks | {"valid_loss_mlm", "energy_kwh"}
 
 
 def test_a_rank_that_hangs_leaves_the_reason(monkeypatch, tmp_path):
