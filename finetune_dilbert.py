@@ -136,7 +136,7 @@ def finetune(
     record |= {"teacher": hf.fingerprint(teacher) if teacher else None}
     if begin.dry_run:
         distributed.by_main(folder.clear)
-    folder.check(record, FREE, begin.allow_change, begin.fresh)
+    folder.check(record, FREE, begin.allow_change, begin.fresh, begin.dry_run)
 
     # The engine holds the student; the teacher stands beside it.
     if teacher:
@@ -167,7 +167,7 @@ def finetune(
         if world.is_main:
             say(headline(tuner, inputs, config, world, steps, 0))
             lines = dry_run.report(rehearsed, engine, config, memory, steps, checkpoints, folder.path)
-            dry_run.show(folder.path, lines)
+            dry_run.show(folder.path, lines, begin.fresh)
         return {}
 
     examiner = Examiner(tuner, inputs, world, evaluation.eval_batch)

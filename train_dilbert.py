@@ -123,7 +123,7 @@ def train(
     record |= {MODEL: student.config.to_dict(), "teacher": hf.fingerprint(teacher) if teacher else None}
     if begin.dry_run:
         distributed.by_main(folder.clear)
-    folder.check(record, FREE, begin.allow_change, begin.fresh)
+    folder.check(record, FREE, begin.allow_change, begin.fresh, begin.dry_run)
 
     # The engine holds the student; the teacher stands beside it.
     if teacher:
@@ -159,7 +159,7 @@ def train(
         if world.is_main:
             say(headline(distiller, config, world, corpora.summary(steps * batch), steps, 0))
             lines = dry_run.report(rehearsed, engine, config, memory, steps, checkpoints, folder.path)
-            dry_run.show(folder.path, lines)
+            dry_run.show(folder.path, lines, begin.fresh)
         return
 
     signs = StopSigns(folder.path, seconds(ends.time_limit))

@@ -165,9 +165,18 @@ def report(
     ])  # fmt: skip
 
 
-def show(folder: Path, lines: Iterable[str]) -> None:
-    """On the console, and in the folder."""
+def show(folder: Path, lines: Iterable[str], fresh: bool) -> None:
+    """On the console, and in the folder.
+
+    Args:
+        fresh: a start moves the run that is there aside.
+    """
     text = "\n".join(lines)
     say(text)
     commit.write_text(folder / REPORT, text + "\n")
-    say(f"\nready. {folder} has this, and what flags (config.json) and DeepSpeed JSON (ds_config.json) came to")
+    say("\nready.")
+    if (folder.parent / "config.json").exists():
+        saved = sorted(path.name for path in (folder.parent / "checkpoints").glob("step*"))
+        then = "is moved aside" if fresh else f"goes on after {saved[-1]}" if saved else "begins again"
+        say(f"The run in {folder.parent} {then}.")
+    say(f"{folder} has this, and what flags (config.json) and DeepSpeed JSON (ds_config.json) came to.")

@@ -86,21 +86,25 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         commit.write_text(self.path / name, json.dumps(body, indent=2, default=str) + "\n")
 
-    def check(self, record: dict[str, Any], free: frozenset[str], allowed: tuple[str, ...], fresh: bool) -> None:
+    def check(
+        self, record: dict[str, Any], free: frozenset[str], allowed: tuple[str, ...], fresh: bool, rehearsal: bool
+    ) -> None:
         """Whether this start may go on with the run in the folder; all ranks call it. Changes nothing but for `fresh`.
 
         Args:
             record: what this start was given, see `refuse_changes`.
             fresh: move an earlier run aside first.
+            rehearsal: the folder is a dry run's; the run that a start would go on with is the one above it.
 
         Raises:
             ConfigError: the run was started with other settings, or not all ranks were.
         """
         flags = {option(name): value for name, value in record["flags"].items() if name not in free}
         agreement.same({**flags, **{name: record.get(name) for name in ("deepspeed_config", *IDENTITY)}})
-        if fresh:
+        if fresh and not rehearsal:
             by_main(self.move_aside)
-        if recorded := self.recorded():
+        run = RunFolder(self.path.parent) if rehearsal else self
+        if (recorded := run.recorded()) and not (fresh and rehearsal):
             refuse_changes(recorded, record, free, allowed)
         dist.barrier()  # every rank has read the old record before rank 0 writes the new one
 

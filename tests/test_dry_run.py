@@ -50,7 +50,10 @@ def test_a_run_that_is_there_is_left_alone(models, dataset_folder, tmp_path):
     argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-steps", "2")
     job(1, argv)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    job(1, [*argv, "--dry-run", "--fresh"])
+    assert f"The run in {tmp_path / 'run'} is moved aside." in job(1, [*argv, "--dry-run", "--fresh"])
+    assert f"The run in {tmp_path / 'run'} goes on after step00000002." in job(1, [*argv, "--dry-run"])
+    said = job(2, [*argv, "--seed", "9", "--dry-run"], expect=2)
+    assert "--seed: was 0, is 9" in said, "as the start would be"
     assert {path: path.read_bytes() for path in before} == before
 
 
