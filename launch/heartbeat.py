@@ -24,6 +24,7 @@ from launch.distributed import World
 from launch.errors import HungError, say
 
 _GRACE = 20.0  # seconds in which a rank must have ended after its launcher
+_LAST_WORDS = 1.0  # seconds for the rank that names others to write it down, before any leaves and cuts connections
 
 
 class Heartbeat:
@@ -78,9 +79,11 @@ class Heartbeat:
                     self._end("the launcher is gone, and the run could not be stopped in time")
 
     def _end(self, message: str) -> None:
+        until = time.monotonic() + _LAST_WORDS
         if message:
             say(f"error: {message}", sys.stderr)
             beats.failed(self.folder.parent, self.world.rank, self.step, HungError(message))
+        time.sleep(max(0.0, until - time.monotonic()))
         os._exit(HungError.exit_code)  # the main thread can't be asked
 
     def _write(self) -> None:

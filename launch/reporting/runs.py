@@ -11,7 +11,6 @@ from typing import Any
 from launch import ds_config, hub
 from launch.args import option
 from launch.errors import ConfigError, DataError, did_you_mean_path
-from launch.flags import FREE
 from launch.log import LOG, read_log
 
 Row = dict[str, Any]
@@ -189,6 +188,8 @@ def _check_alike(tuned: Iterable[Tuned]) -> None:
 
 def _differences(one: Tuned, other: Tuned) -> Iterator[tuple[str, Any, Any]]:
     """What two runs of the same model and task were given: name, value here, value there."""
+    from launch.flags import FREE  # brings torch, which a comparison does without
+
     if not (one.flags and other.flags):
         return
     if identity(one.teacher or "") != identity(other.teacher or ""):
