@@ -15,6 +15,7 @@ from pathlib import Path
 from launch import commit
 from launch.args import flag, parse, positional
 from launch.errors import ConfigError, run, say
+from launch.log import width
 from launch.reporting import comparison_page, terminal
 from launch.reporting.comparison import Run, comparison
 
@@ -56,7 +57,7 @@ def main() -> None:
         commit.refuse_existing(arguments.output)
     text = json.dumps(comparison(date.today().isoformat(), read(arguments.runs)), indent=1, ensure_ascii=False) + "\n"
     body = json.loads(text)
-    say(terminal.columns(comparison_page.tables(body), terminal.width()))
+    say(terminal.columns(comparison_page.tables(body), width()))
     if arguments.output:
         with commit.folder(arguments.output) as folder:
             (folder / "compare.json").write_text(text, encoding="utf-8")

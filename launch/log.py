@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -59,6 +60,11 @@ def _loss(name: str) -> bool:
 def _number(value: float | None) -> str:
     """The log has null for what is not finite."""
     return "nan" if value is None else f"{value:.4g}"
+
+
+def width() -> int:
+    """Characters of a line of this terminal, or file: 80 to 120."""
+    return min(max(shutil.get_terminal_size((120, 24)).columns, 80), 120)
 
 
 def wrapped(line: str, width: int) -> list[str]:

@@ -7,7 +7,6 @@ Exit codes: 0 done, or training; 6 no sign of life, 75 stopped; failed: that of 
 """
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from launch import beats
 from launch.args import flag, parse, positional, require
 from launch.beats import Beat
 from launch.errors import ConfigError, HungError, Stopped, did_you_mean_path, run, say
-from launch.log import LOG, duration, held_out, losses, read_log, wrapped
+from launch.log import LOG, duration, held_out, losses, read_log, width, wrapped
 
 _SILENT = 60.0  # seconds; a rank gives a sign of life every 10
 _SLOW = 0.1  # share of the time spent waiting for data
@@ -159,8 +158,7 @@ class View:
 
 def shown(view: View) -> str:
     """All of it, as wide as the terminal: 80 to 120 characters a line."""
-    width = min(max(shutil.get_terminal_size((120, 24)).columns, 80), 120)
-    return "\n".join(piece for line in view.lines() for piece in wrapped(line, width))
+    return "\n".join(piece for line in view.lines() for piece in wrapped(line, width()))
 
 
 def figures(row: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from ranks import run_ranks, train
 from test_report import read
 
 from launch import compare, errors
+from launch.log import width
 from launch.reporting import comparison as comparisons
 from launch.reporting import comparison_page, tables, terminal
 from launch.reporting.comparison import Run, comparison
@@ -281,7 +282,7 @@ def test_a_terminal_has_80_to_120_columns(tmp_path, count, monkeypatch):
     shown = list(comparison_page.tables(compared(*many(tmp_path, count))))
     for wide, lines in ((60, 80), (80, 80), (99, 99), (200, 120)):
         monkeypatch.setenv("COLUMNS", str(wide))
-        assert max(map(len, terminal.columns(shown, terminal.width()).splitlines())) <= lines == terminal.width()
+        assert max(map(len, terminal.columns(shown, width()).splitlines())) <= lines == width()
     text = terminal.columns(shown)
     for table in shown:
         assert text.count(f"{table.title}\n===") == 1

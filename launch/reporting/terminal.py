@@ -1,7 +1,6 @@
 """Tables on a terminal: Markdown that can be read as it is, and pasted; or columns that keep within a width."""
 
 import itertools
-import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -29,11 +28,6 @@ def _markdown(table: Table) -> str:
         lines.append(" | ".join(f"{cell:<{w}}" if left else f"{cell:>{w}}" for cell, (w, left) in places))
     head, *rows = (f"| {line} |" for line in lines)
     return "\n".join([f"### {table.title}", "", head, f"|{rule}|", *rows, *(["", table.note] if table.note else [])])
-
-
-def width() -> int:
-    """Characters of a line of this terminal, or file: 80 to 120."""
-    return min(max(shutil.get_terminal_size((120, 24)).columns, 80), 120)
 
 
 def columns(tables: Iterable[Table], width: int = 120) -> str:
