@@ -4,8 +4,9 @@
 
 From the same text: a teacher; a student of every second of its layers, distilled; and the same architecture from random
 weights with the same number of steps and no teacher. Each is fine-tuned on SST-2, RTE and SQuAD 1.1, with several
-seeds; the distilled one also under the fine-tuned teacher. Prints medians and all seeds, and writes the report.
-Finished stages are reused. Hardware: 2 CPU cores, some two hours.
+seeds; the distilled one also under the fine-tuned teacher. Two more students tell what the start has given and what the
+teacher's losses: the teacher's layers trained alone, and random weights distilled. Prints medians and all seeds, and
+writes the report. Finished stages are reused. Hardware: 2 CPU cores, some two and a half hours.
 """
 
 import json
@@ -32,10 +33,13 @@ PRE_TRAINING_RATE = 2e-3
 
 # So many passes, and the peak learning rate: small models want larger ones than BERT.
 TASKS = {
-    "sst2": ("--epochs", "2"),
-    "rte": ("--epochs", "4"),
     "squad": ("--epochs", "8", "--max-length", "128", "--doc-stride", "48", "--max-query-length", "32"),
+    "rte": ("--epochs", "4"),
+    "sst2": ("--epochs", "2"),
 }
+# Which start and which losses, one of the two changed: fine-tuned where differences are larger than chance.
+CONTROLS = ("teacher's layers, alone", "random, distilled")
+CONTROLLED = "sst2"
 RATE = 5e-4
 
 
@@ -73,7 +77,7 @@ def pre_train(arguments: Arguments, name: str, steps: int, *words: object) -> Pa
 
 
 def pre_trained(arguments: Arguments) -> dict[str, Path]:
-    """The three models."""
+    """Teacher, students and controls, by the names in the table."""
     output = arguments.output.resolve()
     start, empty = output / "teacher-start", output / "student-empty"
     output.mkdir(parents=True, exist_ok=True)
@@ -93,11 +97,17 @@ def pre_trained(arguments: Arguments) -> dict[str, Path]:
                 (empty / path.name).write_bytes(path.read_bytes())
         config = json.loads((begun / "config.json").read_text())
         (empty / "config.json").write_text(json.dumps(config | {"initializer_range": TEACHER["initializer_range"]}))
-    under = "--student", begun, "--teacher", teacher
+
+    def student(name: str, start: Path, *words: object) -> Path:
+        return pre_train(arguments, name, arguments.steps, "--student", start, *words)
+
+    under, of = ("--teacher", teacher), teacher.name
     return {
         "teacher": teacher,
-        "distilled": pre_train(arguments, f"distilled-by-{teacher.name}", arguments.steps, *under),
-        "alone": pre_train(arguments, "alone", arguments.steps, "--student", empty),
+        "distilled": student(f"distilled-by-{of}", begun, *under),
+        "alone": student("alone", empty),
+        CONTROLS[0]: student(f"layers-of-{of}-alone", begun),
+        CONTROLS[1]: student(f"random-distilled-by-{of}", empty, *under),
     }
 
 
@@ -131,6 +141,7 @@ def fine_tuned(arguments: Arguments, models: dict[str, Path]) -> dict[str, dict[
             ways = {
                 name: [pool.submit(fine_tune, arguments, task, model, seed) for seed in range(arguments.seeds)]
                 for name, model in models.items()
+                if name not in CONTROLS or task == CONTROLLED
             }
             best = max((job.result() for job in ways["teacher"]), key=score)
             teacher = output / f"{models['teacher'].name}-{task}"
@@ -154,12 +165,12 @@ def main() -> None:
     (arguments,) = parse("What does a student keep of its teacher?", Arguments, prog="tests.bench.bench_retention")
     models = pre_trained(arguments)
     found = fine_tuned(arguments, models)
-    print(f"\n{'task':<8}{'model':<18}{'median':>8}  seeds")
+    print(f"\n{'task':<8}{'model':<25}{'median':>8}  seeds")
     for task, ways in found.items():
         for name, folders in ways.items():
             scores = [score(folder) for folder in folders]
             each = " ".join(f"{value:.4f}" for value in scores)
-            print(f"{task:<8}{name:<18}{statistics.median(scores):>8.4f}  {each}")
+            print(f"{task:<8}{name:<25}{statistics.median(scores):>8.4f}  {each}")
     output = arguments.output.resolve()
     runs = [folder for ways in found.values() for folders in ways.values() for folder in folders]
     runs += [output / "runs" / model.name for model in models.values()]
