@@ -321,8 +321,8 @@ def main() -> None:
         signs = StopSigns(paths.output, seconds(ends.time_limit))
 
         def one(lock: Lock, paths: Paths, seed: int) -> dict[str, float]:
-            own = replace(begin, seed=seed)
-            settings = (paths, length, objective, evaluation, cadence, keep, ends, cost, own)
+            alone, own = replace(evaluation, seeds=1), replace(begin, seed=seed)
+            settings = (paths, length, objective, alone, cadence, keep, ends, cost, own)
             return finetune(lock, inputs, world, signs, *settings)
 
         if evaluation.seeds == 1:

@@ -136,14 +136,14 @@ def train(
     last = length.last(steps, engine.global_steps)
     checkpoints = keep.most(engine.global_steps, last, cadence.checkpoint_interval)
     space.check(engine, folder.checkpoints, checkpoints)
+    if speed.teacher_fp8:
+        first = stream.micro_batches(engine.global_steps, world.rank, world.ranks, accumulation)[0]
+        teacher_in_fp8(distiller, Batch.of(first, world.device).to(world.device), speed.teacher_fp8, world)
     if world.is_main:
         facts = environment(world, steps=steps, fingerprint=record["fingerprint"], data=corpora.facts())
         folder.begin(engine.global_steps == steps, config=record, ds_config=config, environment=facts)
         keep_tokenizer(folder.path / TOKENIZER, paths, corpora)
 
-    if speed.teacher_fp8:
-        first = stream.micro_batches(engine.global_steps, world.rank, world.ranks, accumulation)[0]
-        teacher_in_fp8(distiller, Batch.of(first, world.device).to(world.device), speed.teacher_fp8, world)
     shapes: Shapes | None = None
 
     def make(step: int) -> list[tuple[MicroBatch, Batch]]:
@@ -232,7 +232,7 @@ def compile_for(shapes: Shapes, training: Training) -> None:
     tokens, start, device = shapes.tokens, time.perf_counter(), training.world.device
     training.say(f"compiling for {len(tokens)} shapes: {tokens[0]:,} to {tokens[-1]:,} tokens, by {tokens.step:,}")
     training.engine.compile()
-    with bar(len(tokens), "shape", "compiling") as progress:
+    with bar(len(tokens), " shapes", "compiling") as progress:
         for example in shapes.examples():
             with training.heart.during("compiling"):
                 training.engine.module.warm_up(Batch.of(example, device).to(device))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch import commit
-from launch.errors import DilbertError
+from launch.errors import CheckpointError, DilbertError, of_disk
 
 FOLDER = "heartbeats"
 FAILED = "FAILED.json"
@@ -54,8 +54,9 @@ def failed(run: Path, rank: int, step: int, error: Exception) -> None:
     """Write why the run ended into its folder: code (exit code), message, rank, step. The first rank to say so counts;
     a disk that can't be written may be the very reason."""
     code, message = 1, f"{type(error).__name__}: {error}"
-    if isinstance(error, DilbertError):
-        code, message = error.exit_code, str(error)
+    known = of_disk(error, CheckpointError) if isinstance(error, OSError) else error
+    if isinstance(known, DilbertError):
+        code, message = known.exit_code, str(known)
     if not (run / FAILED).exists():
         with contextlib.suppress(OSError):
             body = {"code": code, "message": message, "rank": rank, "step": step}

@@ -91,6 +91,11 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, err
          errno.EFBIG, errno.ENAMETOOLONG, errno.ENOLCK}  # fmt: skip
 
 
+def of_disk(error: OSError, kind: type[DilbertError]) -> DilbertError | None:
+    """A full or unwritable disk, or an unreadable file, as an error of a user's making; None: it is a bug of ours."""
+    return kind(f"{error.filename or 'the disk'}: {error.strerror}") if error.errno in _DISK else None
+
+
 def run(main: Callable[[], None], disk: type[DilbertError] = DataError) -> None:
     """Run an entry point; end the process with the error's exit code, and with its message on standard error.
 
@@ -105,9 +110,9 @@ def run(main: Callable[[], None], disk: type[DilbertError] = DataError) -> None:
     except BrokenPipeError:  # `python -m data.describe D | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno not in _DISK:
+        if not (known := of_disk(error, disk)):
             raise
-        _end(disk(f"{error.filename or 'the disk'}: {error.strerror}"))
+        _end(known)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

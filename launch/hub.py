@@ -25,9 +25,13 @@ def fetch(name: str, patterns: tuple[str, ...]) -> Path:
     """The folder of a model: `name` itself if it is one, else the hub's files that match, downloaded or from the cache.
 
     Raises:
-        ConfigError: no such folder, and the hub has no such model or can't be reached.
+        ConfigError: no such folder, and the hub has no such model or can't be reached; or the folder is a run's.
     """
     folder = Path(name)
+    if (folder / "ds_config.json").exists():
+        raise ConfigError(
+            f"'{name}' is a run, no model: `python -m model.export {name} --output FOLDER` makes one of it"
+        )
     if folder.is_dir():
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1:

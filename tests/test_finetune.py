@@ -197,6 +197,8 @@ def test_several_seeds(models, sst2, config, tmp_path):
     result = RunFolder(tmp_path / "run").read("result.json")
     each = [RunFolder(tmp_path / "run" / f"seed-{seed}").read("result.json") for seed in (4, 5, 6)]
     assert [one["seed"] for one in each] == [4, 5, 6]
+    flags = RunFolder(tmp_path / "run" / "seed-5").read("config.json")["flags"]
+    assert (flags["seed"], flags["seeds"]) == (5, 1), "repeated by its record, it is one run"
     assert result["seeds"] == {str(one["seed"]): one["metrics"] for one in each}
     assert result["metrics"]["accuracy"] == sorted(one["metrics"]["accuracy"] for one in each)[1]
     assert RunFolder(tmp_path / "run").read("DONE.json") == {"seeds": [4, 5, 6]}

@@ -270,3 +270,11 @@ def test_a_folder_that_is_not_there_never_asks_the_hub(name: str, monkeypatch: p
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(ConfigError, match=f"'{name}': no such folder"):
         DilBertModel.from_pretrained(name)
+
+
+def test_a_run_is_no_model(tmp_path: Path) -> None:
+    for name in ("config.json", "ds_config.json"):
+        (tmp_path / name).write_text("{}")
+    cure = f"is a run, no model: `python -m model.export {tmp_path} --output FOLDER` makes one of it"
+    with pytest.raises(ConfigError, match=re.escape(cure)):
+        DilBertForMaskedLM.from_pretrained(tmp_path)

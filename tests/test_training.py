@@ -1,5 +1,6 @@
 """How a run ends, and what its folder says of it then."""
 
+import errno
 import json
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from jobs import config_file, flags, make_models
 from ranks import RankFailed, run_ranks, train
 
-from launch import heartbeat
+from launch import beats, heartbeat
 from launch.beats import FAILED
 from launch.distributed import World
 from launch.heartbeat import Heartbeat
@@ -104,3 +105,9 @@ def test_a_rank_that_hangs_leaves_the_reason(monkeypatch, tmp_path):
     assert ends == [6, 6]
     body = {"code": 6, "message": "rank 1 makes no progress", "rank": 2, "step": 7}
     assert json.loads((tmp_path / FAILED).read_text()) == body
+
+
+def test_a_disk_that_is_full_is_no_bug(tmp_path):
+    beats.failed(tmp_path, 0, 3, OSError(errno.ENOSPC, "No space left on device", "log.jsonl"))
+    body = json.loads((tmp_path / FAILED).read_text())
+    assert body == {"code": 4, "message": "log.jsonl: No space left on device", "rank": 0, "step": 3}
