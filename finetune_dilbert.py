@@ -162,15 +162,16 @@ def finetune(
     models_of = teacher.config if teacher else None, student.config
     largest = stream.largest(range(engine.global_steps, last), world.ranks * accumulation)
     memory = dry_run.memory(*models_of, config, world, before, largest, chunk=0)
+    examiner = Examiner(tuner, inputs, world, evaluation.eval_batch)
     if begin.dry_run:
-        rehearsed = dry_run.rehearse(engine, world, map(make, range(min(steps, dry_run.STEPS))), begin.seed)
+        few = map(make, range(min(steps, dry_run.STEPS)))
+        rehearsed = dry_run.rehearse(engine, world, few, begin.seed, examiner.measure, folder.checkpoints)
         if world.is_main:
             say(headline(tuner, inputs, config, world, steps, 0))
-            lines = dry_run.report(rehearsed, engine, config, memory, steps, checkpoints, folder.path)
+            lines = dry_run.report(rehearsed, engine, config, memory, steps, cadence, checkpoints, folder.path)
             dry_run.show(folder.path, lines, begin.fresh)
         return {}
 
-    examiner = Examiner(tuner, inputs, world, evaluation.eval_batch)
     with Training(engine, folder, world, signs, steps, last, begin.seed, cadence, keep, ends, cost) as training:
         training.say(headline(tuner, inputs, config, world, steps, engine.global_steps))
 

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,10 +156,12 @@ def train(
     memory = dry_run.memory(*models_of, config, world, before, largest, CHUNK[world.device.type])
     if begin.dry_run:
         distributed.by_main(lambda: verify((*corpora.datasets, valid_dataset)))
-        rehearsed = dry_run.rehearse(engine, world, map(make, range(min(steps, dry_run.STEPS))), begin.seed)
+        once = partial(held_out, distiller, valid, micro) if valid else None
+        few = map(make, range(min(steps, dry_run.STEPS)))
+        rehearsed = dry_run.rehearse(engine, world, few, begin.seed, once, folder.checkpoints)
         if world.is_main:
             say(headline(distiller, config, world, corpora.summary(steps * batch), steps, 0))
-            lines = dry_run.report(rehearsed, engine, config, memory, steps, checkpoints, folder.path)
+            lines = dry_run.report(rehearsed, engine, config, memory, steps, cadence, checkpoints, folder.path)
             dry_run.show(folder.path, lines, begin.fresh)
         return
 

@@ -127,6 +127,11 @@ def scaling_cells(job: Job, cluster: Cluster) -> Iterator[tuple[str, ...]]:
                f"{tokens / step.seconds:,.0f}")  # fmt: skip
 
 
+def size(bytes_: float) -> str:
+    """In GB, or MB where that is little."""
+    return f"{bytes_ / 1e9:,.2f} GB" if bytes_ >= 5e7 else f"{bytes_ / 1e6:,.2f} MB"
+
+
 def section(title: str, rows: Iterable[Row]) -> list[str]:
     """A head, and a line for each row: name, value, what it comes from."""
     return ["", title, *(f"  {name:<22}{value:>16}   {why}".rstrip() for name, value, why in rows)]

@@ -33,12 +33,14 @@ def job(ranks: int, argv: list[str], expect: int = 0) -> str:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_real_start_afterwards_is_a_fresh_run(ranks, models, dataset_folder, tmp_path):
     argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-steps", "6")
+    argv += ["--valid-data", str(dataset_folder), "--eval-interval", "5"]
     for _ in range(2):
         said = job(ranks, [*argv, "--dry-run"])
     assert [path.name for path in (tmp_path / "run").iterdir()] == [dry_run.FOLDER]
     left = {path.name for path in (tmp_path / "run" / dry_run.FOLDER).iterdir()}
     assert left == {"config.json", "ds_config.json", "environment.json", "tokenizer", "report.txt"}
     assert f"16   4 x {4 // ranks} accumulation x {ranks} rank(s)" in said
+    assert re.search(r"held-out data +\d+\.\d+ s   2 times\n  checkpoint +\d+\.\d+ s   1 times", said)
     job(ranks, argv)
     other = [*argv[: argv.index("--output")], *argv[argv.index("--output") + 2 :], "--output", str(tmp_path / "other")]
     ended = job(ranks, other)
@@ -102,7 +104,7 @@ def test_damaged_data_is_found(models, dataset_folder, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("layers", "width"), [(2, 128), (4, 256), (6, 512)])
 def test_the_memory_forecast_holds(layers, width, tmp_path):
-    """Within 15 % of the peak, for pairs of 1.5 to 40 million parameters; each in a process of its own."""
+    """Within 15 % of the peak of the rehearsal, and of the run; for pairs of 1.5 to 40 million parameters."""
     import subprocess
     import sys
 
@@ -120,10 +122,16 @@ def test_the_memory_forecast_holds(layers, width, tmp_path):
         shutil.copyfile(tokenizer / "vocab.txt", model / "vocab.txt")
         (model / "tokenizer.json").unlink(missing_ok=True)
     argv = flags(ROOT / "ds_configs" / "cpu.json", tmp_path / "data", models, tmp_path / "run", "--max-steps", "40")
-    done = subprocess.run(
-        [sys.executable, "train_dilbert.py", *argv, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    forecast, measured = map(float, re.search(r"in all +(\S+) GB +measured: (\S+) GB", done.stdout).groups())
-    assert forecast == pytest.approx(measured, rel=0.15), done.stdout
+
+    def own_process(*more: str) -> str:
+        command = [sys.executable, "train_dilbert.py", *argv, *more]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    said = own_process("--dry-run")
+    forecast, measured = map(float, re.search(r"in all +(\S+) GB +measured: (\S+) GB", said).groups())
+    assert forecast == pytest.approx(measured, rel=0.15), said
+    said = own_process()
+    measured, forecast = map(float, re.search(r"rank: (\S+) GB at most, forecast (\S+) GB", said).groups())
+    assert forecast == pytest.approx(measured, rel=0.15), said
     record = json.loads((tmp_path / "run" / dry_run.FOLDER / "config.json").read_text())
     assert record["flags"]["max_steps"] == 40
