@@ -22,6 +22,10 @@ def test_a_hostfile(launcher, cluster: Cluster, job, losses, tmp_path):
         "--output",
         str(run),
     ]
+    rehearsed = cluster.launch("-m", "launch.start", *words, "--dry-run")
+    assert rehearsed.wait(180) == 0, rehearsed.output
+    assert [path.name for path in run.iterdir()] == ["dry-run"]
+    assert "ready." in rehearsed.output
     launched = cluster.launch("-m", "launch.start", *words)
     assert launched.wait(180) == 0, launched.output
     np.testing.assert_allclose(losses_of(run), losses, rtol=1e-6)
