@@ -256,7 +256,8 @@ def keep_tokenizer(target: Path, paths: Paths, corpora: Corpora) -> None:
 
 def headline(distiller: Distiller, config: dict, world: World, data: str, steps: int, start: int) -> str:
     """What is about to happen, in four lines."""
-    sizes = [f"student {sum(p.numel() for p in distiller.parameters()):,} parameters"]
+    kind = "student" if distiller.teacher else "model"
+    sizes = [f"{kind} {sum(p.numel() for p in distiller.parameters()):,} parameters"]
     if distiller.teacher:
         sizes.append(f"teacher {sum(p.numel() for p in distiller.teacher.parameters()):,}")
     micro, accumulation = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]

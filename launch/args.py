@@ -46,9 +46,10 @@ def positional(help: str, metavar: str) -> Any:
 
 
 def require(condition: bool, name: str, value: object, rule: str) -> None:
-    """Raise ConfigError unless `condition`: the flag of field `name` has `value`, but `rule` says what it must be."""
+    """Raise ConfigError unless `condition`: the flag of field `name` has `value` (None: was not given), but `rule` says
+    what it must be."""
     if not condition:
-        raise ConfigError(f"{option(name)} {value}: {rule}")
+        raise ConfigError(f"{option(name)}{'' if value is None else f' {value}'}: {rule}")
 
 
 def option(name: str) -> str:

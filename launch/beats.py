@@ -1,4 +1,4 @@
-"""The signs of life of a run's ranks, and the reason why it failed, as they lie in its folder."""
+"""The signs of life of a run's ranks, and the reasons why it stopped or failed."""
 
 import contextlib
 import json
@@ -10,6 +10,7 @@ from launch.errors import CheckpointError, DilbertError, of_disk
 
 FOLDER = "heartbeats"
 FAILED = "FAILED.json"
+STOP_AT_STEP = "--stop-at-step"  # a reason to stop that the same command gives again
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,16 @@ def read(folder: Path, ranks: int) -> list[Beat]:
             continue
     newest = max((at for at, _ in found), default=0.0)
     return [replace(beat, age=newest - at) for at, beat in found]
+
+
+def stopped(where: str, why: str) -> str:
+    """How a run that was stopped ended, and how it goes on.
+
+    Args:
+        where: the step.
+    """
+    then = f"without {why} it goes on" if why == STOP_AT_STEP else "the same command goes on"
+    return f"stopped at {where}: {why}; {then}"
 
 
 def failed(run: Path, rank: int, step: int, error: Exception) -> None:

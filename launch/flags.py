@@ -66,7 +66,7 @@ class Length:
         """
         last = min(steps, self.stop_at_step or steps)
         name = "stop_at_step" if last < steps else "max_steps" if self.max_steps else "epochs"
-        require(last >= now, name, getattr(self, name), f"the run has done {now} steps already")
+        require(last >= now, name, getattr(self, name), f"the run has done {now} steps already: give more, or --fresh")
         return last
 
 

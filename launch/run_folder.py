@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from launch.stop import STOP
 MODEL = "model"  # key of config.json: the student's architecture, as Hugging Face's config.json
 HEAD = "head"  # kind and labels of a task's head; pre-training has none
 IDENTITY = ("fingerprint", MODEL, HEAD, "teacher")  # the data stream, the student's architecture, the teacher's weights
+# What they are, for people, and the flags by which they come.
+MEANS = {"fingerprint": "fingerprint (of data, batch, masks and order)", "teacher": "teacher (its weights)"}
+WHERE = {"fingerprint": ("data",), MODEL: ("student", "model"), HEAD: ("model",), "teacher": ("teacher",)}
 # Flags that say how to start, not what to run: a run that is repeated by its config.json does not repeat them.
 OF_A_START = frozenset({"fresh", "allow_change", "local_rank", "stop_at_step", "ranks", "deepspeed", "dry_run"})
 TOKENIZER = "tokenizer"  # folder: the tokenizer's files
@@ -167,11 +171,29 @@ def refuse_changes(
             changed.append((name, recorded.get(name), now.get(name)))
     refused = [row for row in changed if _key(row[0]) not in set(map(_key, allowed))]
     if refused:
-        rows = "\n".join(f"  {name}: was {old!r}, is {new!r}" for name, old, new in refused)
+        paths = [f"  {line}" for name, *_ in refused for line in _moved(WHERE.get(name, ()), before, after)]
+        rows = "\n".join([*(f"  {line}" for row in refused for line in _change(*row)), *dict.fromkeys(paths)])
         raise ConfigError(
             f"this run was started with other settings:\n{rows}\n"
             "Give the old values, another --output, or --fresh; or allow a change with --allow-change KEY"
         )
+
+
+def _change(name: str, old: object, new: object) -> Iterator[str]:
+    """What has changed, a line for each key of a model's architecture."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                yield f"{name}: {key} was {old.get(key)!r}, is {new.get(key)!r}"
+    else:
+        yield f"{MEANS.get(name, name)}: was {old!r}, is {new!r}"
+
+
+def _moved(names: tuple[str, ...], before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
+    """Paths that may have led to other contents."""
+    for name in names:
+        if before.get(name) != after.get(name):
+            yield f"{option(name)}: was {before.get(name)!r}, is {after.get(name)!r}"
 
 
 def _key(name: str) -> str:
@@ -181,18 +203,27 @@ def _key(name: str) -> str:
 
 def environment(world: World, **facts: Any) -> dict[str, Any]:
     """Versions, commit and hardware."""
-    device = torch.cuda.get_device_name() if world.device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "git_commit": _git_commit(),
         "host": platform.node(),
         "ranks": world.ranks,
-        "device": device,
+        "device": device_name(world.device),
         "cores": len(os.sched_getaffinity(0)),
         "energy_counters": sorted({counter.kind for counter in counters(world)}),
         **facts,
     }
+
+
+def device_name(device: torch.device) -> str:
+    """Of the GPU; of the processor where the kernel tells it, else its kind."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def _git_commit() -> str | None:

@@ -57,7 +57,8 @@ class Samples:
         device = next(distiller.parameters()).device
         for name, (best, shares) in distiller.guesses(Batch.of(batch, device).to(device), words).items():
             pairs = zip(best[0].tolist(), shares[0].tolist(), strict=True)
-            lines.append(f"    - {name}: " + ", ".join(f"{_plain(self._word(i))} {share:.0%}" for i, share in pairs))
+            shown = name if distiller.teacher else "model"
+            lines.append(f"    - {shown}: " + ", ".join(f"{_plain(self._word(i))} {share:.0%}" for i, share in pairs))
         return "\n".join(lines)
 
     def _word(self, token: int) -> str:

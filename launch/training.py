@@ -157,7 +157,7 @@ class Training:
                 break
         skipped.check()
         if engine.global_steps < self.steps:
-            self._stopped(stop or "--stop-at-step")
+            self._stopped(stop or beats.STOP_AT_STEP)
 
     def _measured(self, meter: Meter) -> dict[str, float]:
         """What the meter says, and what follows from it and from the time."""
@@ -172,7 +172,7 @@ class Training:
     def _stopped(self, why: str) -> None:
         step = self.engine.global_steps
         self.folder.end("STOPPED.json", {"code": Stopped.exit_code, "step": step, "why": why}, self.world)
-        raise Stopped(f"stopped at step {step} of {self.steps}: {why}; the same command goes on")
+        raise Stopped(beats.stopped(f"step {step} of {self.steps}", why))
 
     def done(self, then: str) -> None:
         """All is done, and on the disk: DONE.json.

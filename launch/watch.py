@@ -115,7 +115,7 @@ class View:
             return 0, f"done: {self.step:,} steps"
         if self.stopped is not None:
             why = self.stopped.get("why", "on request")
-            return Stopped.exit_code, f"stopped at step {self.step:,}{of}: {why}; the same command goes on"
+            return Stopped.exit_code, beats.stopped(f"step {self.step:,}{of}", why)
         if self.failed is not None:
             code, (message, *_) = self.failed.get("code"), self.why
             return code if isinstance(code, int) and code else 1, f"failed after step {self.step:,}{of}: {message}"

@@ -12,6 +12,7 @@ verifies a folder that is there already, adds to it, and uploads it.
 import logging
 import re
 import shutil
+import sys
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -24,6 +25,7 @@ from data.tokenizer import load_tokenizer, vocabulary_of
 from launch import checkpoint, commit, restore
 from launch.args import flag, parse, positional, require
 from launch.errors import CheckpointError, ConfigError, did_you_mean_path, run, say
+from launch.reporting import tables
 from launch.reporting.exported import REPORT, exported, known, with_figures, write
 from launch.run_folder import HEAD, MODEL, TOKENIZER, RunFolder
 from model import heads, hf, onnx_export, verify
@@ -174,6 +176,8 @@ def export(
         about = facts(folder.path.name, record["flags"], model, difference)
         report = exported(date.today().isoformat(), folder.path, source.step, about)
         complete(partial, model, with_figures(report, extras.report, output), extras, hub)
+    if steps := tables.unfinished(report["export"]):
+        say(f"warning: {source.path}: step {steps}", sys.stderr)
     return difference
 
 

@@ -135,6 +135,14 @@ def test_a_distilled_model(tmp_path):
     assert "loss_scale" not in text
 
 
+def test_a_run_that_is_not_done_is_said_to_be_so(tmp_path):
+    folder = pretrained(tmp_path / "first")
+    environment = json.loads((folder / "environment.json").read_text())
+    for steps, told in ((40, "10 of 40: the run is not done"), (10, "10"), ("many", "10")):
+        (folder / "environment.json").write_text(json.dumps(environment | {"steps": steps}))
+        assert rows(card(made(folder, step=10)))["steps"] == told
+
+
 def test_a_checkpoint_before_the_end(tmp_path):
     found = rows(card(made(pretrained(tmp_path / "first"), step=10)))
     assert (found["steps"], found["loss"], found["training time"]) == ("10", "0.7000", "00:05, 500 tokens")

@@ -92,8 +92,9 @@ def test_the_card_states_facts(runs, tmp_path):
         assert word in card
 
 
-def test_an_earlier_checkpoint_by_name_or_number(runs, tmp_path):
+def test_an_earlier_checkpoint_by_name_or_number(runs, tmp_path, capsys):
     export.export(runs["stage1"], tmp_path / "a", "2")
+    assert "step00000002: step 2 of 3: the run is not done" in capsys.readouterr().err
     export.export(runs["stage1"], tmp_path / "b", "step00000002")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
@@ -205,8 +206,8 @@ def test_a_folder_of_others(tmp_path, monkeypatch):
 
 def test_what_the_command_line_refuses(runs, tmp_path, monkeypatch):
     for words, message in (
-        ((runs["stage1"],), r"--output None: needed to export a run"),
-        ((tmp_path,), r"--output None: needed to export a run"),
+        ((runs["stage1"],), r"--output: needed to export a run"),
+        ((tmp_path,), r"--output: needed to export a run"),
         ((runs["stage1"], "--checkpoint", "2"), "--checkpoint 2: is a run's"),
         ((runs["stage1"], "--output", tmp_path / "out", "--language", "English"), "--language English: must be"),
         ((runs["stage1"], "--output", tmp_path / "out", "--push-to-hub", "mine"), "--push-to-hub mine: must be"),

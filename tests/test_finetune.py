@@ -267,7 +267,7 @@ def test_wrong_starts(ranks, models, sst2, squad, exported, config, tmp_path):
     train = ["--deepspeed_config", config, "--max-steps", 2]
     needed = "needed is one for classification (negative, positive)"
     cases = [
-        (words("sst2", sst2, student, tmp_path / "a"), 2, "--deepspeed-config None: give a DeepSpeed JSON"),
+        (words("sst2", sst2, student, tmp_path / "a"), 2, "--deepspeed-config: give a DeepSpeed JSON"),
         (words("sst2", squad, student, tmp_path / "b", *train), 3, "train.tsv"),
         (words("squad", sst2, student, tmp_path / "c", *train), 3, "train-v1.1.json"),
         (words("sst2", sst2, tmp_path, tmp_path / "d", *train), 2, "neither tokenizer.json nor vocab.txt"),

@@ -454,7 +454,7 @@ def test_configurations(path):
         (["--epochs", "inf"], "--epochs inf: must be positive"),
         (["--peak-tflops", "nan"], "--peak-tflops nan: must be positive"),
         (["--data", "X", "--tokens", "5"], "--tokens 5.0: give either this or --data, which knows it"),
-        (["--deepspeed-config", "ds_configs/cpu.json"], "--peak-tflops None: the table's peaks are those of 16 bit"),
+        (["--deepspeed-config", "ds_configs/cpu.json"], "--peak-tflops: the table's peaks are those of 16 bit"),
         (["--deepspeed-config", "gone.json"], "--deepspeed-config gone.json: No such file or directory"),
         (["--student-config", "gone"], "gone/config.json: no such file"),
         (["--node", "2"], "unknown argument '--node'; did you mean '--nodes'?"),

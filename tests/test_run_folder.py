@@ -31,8 +31,24 @@ def test_changes_are_named_with_both_values():
     now["deepspeed_config"] = {"a": {"b": 2}}
     with pytest.raises(ConfigError) as caught:
         refuse_changes(record(), now, FREE, ())
-    for line in ("--seed: was 0, is 1", "a.b: was 1, is 2", "fingerprint: was 'f', is 'g'", "--allow-change KEY"):
+    fingerprint = "fingerprint (of data, batch, masks and order): was 'f', is 'g'"
+    for line in ("--seed: was 0, is 1", "a.b: was 1, is 2", fingerprint, "--allow-change KEY"):
         assert line in str(caught.value)
+
+
+def test_a_change_of_contents_names_the_paths():
+    """And of an architecture, only what differs; a path that has changed alone is no change."""
+    now = record("g", data=["B"], student="s", teacher="b") | {"model": {"n_layers": 3, "dim": 8}, "teacher": "2"}
+    before = record(data=["A"], student="s", teacher="a") | {"model": {"n_layers": 2, "dim": 8}, "teacher": "1"}
+    with pytest.raises(ConfigError) as caught:
+        refuse_changes(before, now, FREE | {"data", "teacher"}, ())
+    assert str(caught.value).splitlines()[1:-1] == [
+        "  fingerprint (of data, batch, masks and order): was 'f', is 'g'",
+        "  model: n_layers was 2, is 3",
+        "  teacher (its weights): was '1', is '2'",
+        "  --data: was ['A'], is ['B']",
+        "  --teacher: was 'a', is 'b'",
+    ]
 
 
 @pytest.mark.parametrize("allowed", [("seed", "a.b", "fingerprint"), ("--seed", "a.b", "fingerprint")])
@@ -54,7 +70,7 @@ def test_what_may_change_must_be_there(name, near):
 
 @pytest.mark.parametrize("name", ["model", "teacher", "fingerprint"])
 def test_identity_counts(name):
-    with pytest.raises(ConfigError, match=f"{name}: was"):
+    with pytest.raises(ConfigError, match=rf"{name}( \(.*\))?: was"):
         refuse_changes(record() | {name: "old"}, record() | {name: "new"}, FREE, ())
 
 

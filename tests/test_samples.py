@@ -48,7 +48,7 @@ def test_guesses_are_the_models_own(held_out, distiller, models):
         torch.testing.assert_close(found[name][1], expected.values)
 
 
-def test_sentences(held_out, distiller, models):
+def test_sentences(held_out, distiller, models, monkeypatch):
     samples = Samples.of(held_out, models[0], count=2)
     assert samples
     tokenizer = load_tokenizer(str(models[0]))
@@ -62,6 +62,8 @@ def test_sentences(held_out, distiller, models):
         assert teacher.startswith("    - teacher: ") and student.startswith("    - student: ")
         assert teacher.count("%") == student.count("%") == 3
     assert samples.text(distiller).splitlines() == lines, "the same each time"
+    monkeypatch.setattr(type(distiller), "teacher", None)
+    assert [line[:13] for line in samples.text(distiller).splitlines()[2::3]] == ["    - model: "] * 2
 
 
 def test_without_tokenizer_or_sentence(held_out, tmp_path, models):

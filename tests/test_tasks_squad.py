@@ -297,8 +297,16 @@ def test_lengths_that_leave_no_room(tokenizer: Any) -> None:
     SQUAD.features(cases(), tokenizer, tight, training=True)  # 11 tokens of context
     with pytest.raises(ConfigError, match="--doc-stride 11: must be less than the 11 tokens"):
         SQUAD.features(cases(), tokenizer, FeatureSettings(max_length=20, doc_stride=11, max_query_length=6), True)
-    with pytest.raises(ConfigError, match="--doc-stride 128"):
+    with pytest.raises(ConfigError, match="--max-length 64: leaves no room: questions may have 64 tokens"):
         SQUAD.features(cases(), tokenizer, FeatureSettings(max_length=64), True)
+
+
+def test_windows_of_short_inputs_share_half_of_them(tokenizer: Any) -> None:
+    """Where nothing is said; so a shorter --max-length needs no other flag."""
+    said = FeatureSettings(max_length=20, doc_stride=5, max_query_length=6)  # 11 tokens of context
+    left_out = FeatureSettings(max_length=20, max_query_length=6)
+    expected, found = (SQUAD.features(cases(), tokenizer, settings, True) for settings in (said, left_out))
+    assert np.array_equal(found.ids, expected.ids) and np.array_equal(found.ends, expected.ends)
 
 
 def test_an_empty_context(tokenizer: Any) -> None:

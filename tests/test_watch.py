@@ -75,6 +75,9 @@ def test_how_it_ended(folder):
     (folder / "STOPPED.json").write_text(json.dumps({"code": 75, "step": 120, "why": "SIGTERM (rank 1)"}))
     expected = "stopped at step 120 of 1,000: SIGTERM (rank 1); the same command goes on"
     assert View.of(folder).state() == (75, expected)
+    (folder / "STOPPED.json").write_text(json.dumps({"code": 75, "step": 120, "why": "--stop-at-step"}))
+    expected = "stopped at step 120 of 1,000: --stop-at-step; without --stop-at-step it goes on"
+    assert View.of(folder).state() == (75, expected)
     (folder / "DONE.json").write_text("{}")
     assert View.of(folder).state() == (0, "done: 120 steps")
 

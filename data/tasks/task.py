@@ -28,7 +28,10 @@ class FeatureSettings:
     """What a task's texts become, and how answers are read from the outputs."""
 
     max_length: int | None = flag(None, "tokens of an input at most (default: 128 for GLUE, 384 for SQuAD)", "TOKENS")
-    doc_stride: int = flag(128, "SQuAD: tokens that neighbouring windows of a long context share", "TOKENS")
+    doc_stride: int | None = flag(
+        None, "SQuAD: tokens that neighbouring windows of a long context share (default: 128, or half of the room for "
+        "the context where that is less)", "TOKENS",
+    )  # fmt: skip
     max_query_length: int = flag(64, "SQuAD: questions are cut there", "TOKENS")
     max_answer_length: int = flag(30, "SQuAD: answers are no longer", "TOKENS")
     n_best: int = flag(20, "SQuAD: starts, ends and answers that are considered", "ANSWERS")
@@ -38,7 +41,7 @@ class FeatureSettings:
 
     def __post_init__(self) -> None:
         require(self.max_length is None or self.max_length >= 8, "max_length", self.max_length, "must be 8 at least")
-        require(self.doc_stride >= 0, "doc_stride", self.doc_stride, "must not be negative")
+        require((self.doc_stride or 0) >= 0, "doc_stride", self.doc_stride, "must not be negative")
         for name in ("max_query_length", "max_answer_length", "n_best"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
         require(math.isfinite(self.null_threshold), "null_threshold", self.null_threshold, "must be a finite number")

@@ -137,7 +137,7 @@ def _facts(export: Json) -> str:
     precision = f"{precision}, of which these weights are the fp32 copy" if precision != "fp32" else ""
     rows = {
         "parameters": f"{size}, at most {model['positions']} tokens",
-        "steps": f"{export['step']:,}",
+        "steps": tables.unfinished(export) or f"{export['step']:,}",
         "batch and optimizer": _engine(export["deepspeed"]),
         "data": f"{_data(export)} (fingerprint {export['fingerprint']})",
         **{name: f"{value:.4f}" for name, value in export["figures"].items()},

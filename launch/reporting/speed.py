@@ -10,7 +10,6 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any, Self
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from launch.progress import bar
+from launch.run_folder import device_name
 
 Go = Callable[["Sample"], object]
 Name = tuple[str, str]  # form, such as "padded", and role: "teacher" or "student"
@@ -113,16 +113,8 @@ def _row(form: str, sample: Sample, times: Mapping[Name, list[float]]) -> dict[s
 def machine(device: torch.device) -> dict[str, Any]:
     """What was measured on."""
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def _processor() -> str:
-    """The processor's name where the kernel tells it, else its kind."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

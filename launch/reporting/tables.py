@@ -280,6 +280,12 @@ def hardware(environment: Json) -> str:
     return f"{environment.get('ranks', 1)} x {environment['device']}"
 
 
+def unfinished(export: Json) -> str:
+    """Of an exported model: the step, and that the run has more of them; nothing where it is done."""
+    done, planned = export["step"], export["environment"].get("steps")
+    return f"{done:,} of {planned:,}: the run is not done" if isinstance(planned, int) and planned > done else ""
+
+
 def versions(environment: Json) -> str:
     """The libraries of a run."""
     packages = {"Python": environment.get("python"), **environment.get("packages", {})}

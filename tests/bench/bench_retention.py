@@ -35,7 +35,7 @@ PRE_TRAINING_RATE = 2e-3
 
 # So many passes, and the peak learning rate: small models want larger ones than BERT.
 TASKS = {
-    "squad": ("--epochs", "4", "--max-length", "128", "--doc-stride", "80", "--max-query-length", "32"),
+    "squad": ("--epochs", "4", "--max-length", "128", "--doc-stride", "16", "--max-query-length", "32"),
     "rte": ("--epochs", "4"),
     "sst2": ("--epochs", "2"),
 }
