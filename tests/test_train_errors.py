@@ -377,7 +377,7 @@ def test_changed_shares_are_refused(models, dataset_folder, tmp_path):
                      "--data", f"{copy}:{second}", "--max-steps", "4", "--stop-at-step", "2")  # fmt: skip
 
     assert start(argv(0.7, 0.3))[0] == 75
-    assert_refused(argv(0.6, 0.4), 2, "fingerprint: was")
+    assert_refused(argv(0.6, 0.4), 2, "fingerprint (of data, batch, masks and order): was")
     assert start([word for word in argv(7, 3) if word not in ("--stop-at-step", "2")])[0] == 0
 
 
@@ -436,7 +436,7 @@ def test_another_teacher_is_refused(finished, models, dataset_folder, tmp_path):
     changed.head.bias.data[3] += 1
     changed.save_pretrained(teacher)
     argv = flags(config_file(tmp_path / "c.json"), dataset_folder, (teacher, models[1]), output, "--max-steps", "6")
-    assert_refused(argv, 2, "teacher: was")
+    assert_refused(argv, 2, "teacher (its weights): was")
 
 
 def test_no_whole_checkpoint_is_no_silent_restart(finished, models, dataset_folder, tmp_path):
