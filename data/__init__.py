@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+import launch  # noqa: F401  (says which library a program lacks)
+
 if TYPE_CHECKING:
     from data.tokenizer import DilBertTokenizer
 

@@ -18,7 +18,10 @@ def module(name: str, group: str, what: str, cure: str = "") -> Any:
         ConfigError: it is not installed.
     """
     try:
-        return importlib.import_module(name)
+        library = importlib.import_module(name)
+        if hasattr(library, "__path__") and not getattr(library, "__file__", None):
+            raise ImportError(f"{name} is but a folder, which Python takes for a package")
+        return library
     except ImportError as error:
         raise ConfigError(
             f"{what} needs the library `{name}`, which is not installed: `pip install --group {group}`{cure}"

@@ -3,6 +3,7 @@
 Knows nothing of files of tokens, ranks, flags or logging.
 """
 
+import launch  # noqa: F401  (says which library a program lacks)
 from model.pretrained import DilBertForMaskedLM, DilBertModel
 
 __all__ = ["DilBertForMaskedLM", "DilBertModel"]
