@@ -17,7 +17,7 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -176,6 +176,7 @@ def parse(
     """Read the command line into one instance of each dataclass.
 
     Args:
+        groups: one may have MOVED: by flags of other programs, what has taken their place.
         config: flags may come from a file, too: see `ConfigFile`. With `--print-config` the process ends here.
 
     Raises:
@@ -187,13 +188,12 @@ def parse(
     path = _config_in(given, parser) if config else None
     if path:
         words = [*config_file.words(path, given, parser), *given]
-    _refuse_missing(parser, words, example)
+    moved = {name: place for cls in groups for name, place in getattr(cls, "MOVED", {}).items()}
+    _refuse_missing(parser, words, example, moved)
     if nothing := next((word for word in words if word.startswith("--") and word.endswith("=--")), None):
         parser.error(f"argument '{nothing}': -- is no value")  # argparse would take it for none at all
     values, unknown = parser.parse_known_args(words)
-    if unknown:
-        near = did_you_mean(unknown[0].partition("=")[0], parser._option_string_actions)
-        parser.error(f"unknown argument '{unknown[0]}'{near}")
+    _refuse_unknown(parser, unknown, moved)
     if path:
         _check_recorded(path, given, groups, values)
     instances = []
@@ -231,13 +231,26 @@ def _check_recorded(path: Path, given: Sequence[str], groups: Sequence[type], va
             check(getattr(values, field.name), record[field.name], path)
 
 
-def _refuse_missing(parser: argparse.ArgumentParser, words: list[str], example: str) -> None:
-    """Name every required flag that is missing, each with its meaning, and show a full example."""
-    given = {word.partition("=")[0] for word in words}
-    if given & {"-h", "--help"}:
+def _refuse_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str], moved: Mapping[str, str]) -> None:
+    """Name the first word that is no argument, with the nearest one, or with what has taken its place."""
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        cure = f": {moved[name]}" if name in moved else did_you_mean(name, parser._option_string_actions)
+        parser.error(f"unknown argument '{unknown[0]}'{cure}")
+
+
+def _refuse_missing(
+    parser: argparse.ArgumentParser, words: list[str], example: str, moved: Mapping[str, str]
+) -> None:  # fmt: skip
+    """Name every required flag that is missing, each with its meaning, and show a full example; but first one that is
+    misspelt, since it may be the missing one."""
+    given = [word.partition("=")[0] for word in words]
+    if {"-h", "--help"} & set(given):
         return
-    missing = [a for a in parser._actions if a.required and a.option_strings and not given & set(a.option_strings)]
+    missing = [a for a in parser._actions if a.required and a.option_strings and not {*given} & {*a.option_strings}]
     if missing:
+        flags = [word for word in given if word.startswith("--") and word != "--"]
+        _refuse_unknown(parser, [word for word in flags if word not in parser._option_string_actions], moved)
         lines = [f"  {a.option_strings[0]:22s} {a.help}" for a in missing]
         tail = f"\nA full example:\n{example}" if example else ""
         raise ConfigError("required, but missing:\n" + "\n".join(lines) + tail)

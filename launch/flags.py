@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from launch.args import flag, require
 from launch.stop import seconds
@@ -155,9 +155,22 @@ class Cost:
         return {} if self.price_per_hour is None else {"cost": self.price_per_hour * seconds / 3600}
 
 
+# Flags of the original, and of Hugging Face's trainer, that the DeepSpeed JSON has under names of its own.
+_IN_JSON = {
+    "learning-rate": "optimizer.params.lr", "lr": "optimizer.params.lr", "adam-epsilon": "optimizer.params.eps",
+    "weight-decay": "optimizer.params.weight_decay", "max-grad-norm": "gradient_clipping",
+    "gradient-accumulation-steps": "gradient_accumulation_steps", "batch-size": "train_batch_size",
+    "train-batch-size": "train_batch_size", "per-gpu-train-batch-size": "train_micro_batch_size_per_gpu",
+    "per-device-train-batch-size": "train_micro_batch_size_per_gpu", "fp16": "fp16.enabled", "bf16": "bf16.enabled",
+    "fp16-opt-level": "fp16.enabled", "zero-stage": "zero_optimization.stage",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Start:
     """How it starts."""
+
+    MOVED: ClassVar = {f"--{name}": f"stands in the DeepSpeed JSON: {key}" for name, key in _IN_JSON.items()}
 
     seed: int = flag(0, "of order, masks, dropout and random weights", "NUMBER")
     fresh: bool = flag(False, "move an earlier run in --output aside and start over")

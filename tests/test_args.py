@@ -11,7 +11,7 @@ import pytest
 
 import finetune_dilbert
 import train_dilbert
-from launch.args import flag, parse, positional, require
+from launch.args import build, flag, parse, positional, require
 from launch.errors import ConfigError
 from launch.flags import Start
 
@@ -111,6 +111,23 @@ def test_missing_flags_are_all_named_with_an_example():
     assert "--name" in str(caught.value)
     assert "a name" in str(caught.value)
     assert "program --name x" in str(caught.value)
+
+
+def test_a_misspelt_flag_is_named_before_it_is_missing():
+    with pytest.raises(ConfigError, match=r"unknown argument '--nane'; did you mean '--name'\?"):
+        read("--nane", "x")
+    with pytest.raises(ConfigError, match=r"^required, but missing:\n  --name "):
+        read("--share", "0.5", "--")
+
+
+@pytest.mark.parametrize("script", [train_dilbert, finetune_dilbert])
+def test_what_stands_in_the_json_is_no_flag_and_says_so(script):
+    names = {"--learning_rate": "optimizer.params.lr", "--weight-decay=0.1": "optimizer.params.weight_decay",
+             "--per_gpu_train_batch_size": "train_micro_batch_size_per_gpu", "--fp16": "fp16.enabled"}  # fmt: skip
+    for name, key in names.items():
+        with pytest.raises(ConfigError, match=f"^unknown argument '--.*': stands in the DeepSpeed JSON: {key}\n"):
+            parse("", *script.GROUPS, argv=[name, "1"])
+    assert not set(Start.MOVED) & set(build("", *script.GROUPS)._option_string_actions)
 
 
 def test_help_teaches(capsys):
