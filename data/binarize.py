@@ -119,8 +119,9 @@ def binarize(files: Files, rules: CleaningRules, lines: Lines | None = None) -> 
         return []
     from data.tokenizer import load_tokenizer  # here, so that workers, which import this file, need not wait for it
 
+    paths = inputs.expand(files.input, files.field)
     tokenizer = load_tokenizer(files.tokenizer)
-    job, identity = plan(files, rules, lines or Lines(), tokenizer)
+    job, identity = plan(paths, files, rules, lines or Lines(), tokenizer)
     if comm and recorded(files.output) == identity:
         comm.bcast(None)  # there is nothing left to build
     return make(files.output, job, identity, tokenizer, lambda: build_all(job, files.workers, comm))
@@ -157,12 +158,11 @@ def refuse_changed(paths: list[str], before: list[dict[str, Any]], folder: Path)
 
 
 def plan(
-    files: Files, rules: CleaningRules, lines: Lines, tokenizer: "PreTrainedTokenizerFast"
+    paths: list[str], files: Files, rules: CleaningRules, lines: Lines, tokenizer: "PreTrainedTokenizerFast"
 ) -> tuple[Job, dict[str, Any]]:
     """The job, and all that decides its outcome: what an unfinished build is compared with."""
     from data.tokenizer import vocabulary_of
 
-    paths = inputs.expand(files.input, files.field)
     plain, streams = [p for p in paths if not inputs.is_stream(p)], [p for p in paths if inputs.is_stream(p)]
     size = text.shard_bytes(paths, files.shard_megabytes)
     ranges, limit = text.plan(plain, size, lines.limit)

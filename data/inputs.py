@@ -59,6 +59,8 @@ def expand(patterns: Iterable[str], field: str | None = None) -> list[str]:
             raise ConfigError(f"--input {pattern}: no such file{did_you_mean_path(pattern)}")
         found += paths
     for path in found:
+        if Path(path).is_dir():
+            raise ConfigError(f"--input {path}: is a folder: give its files, '{Path(path) / '*'}'")
         if not (is_file(path) or path == STANDARD_INPUT or path.startswith(hub.PREFIX)):
             raise ConfigError(f"--input {path}: must be a regular file: it is cut into byte ranges (a pipe: use `-`)")
         _refuse_unreadable(path, field)

@@ -133,7 +133,9 @@ class Manifest:
             recorded = body.pop("checksum")
             version = body["format_version"]
         except FileNotFoundError as error:
-            raise DataError(f"{folder}: no {NAME}: not a dataset (`python -m data.binarize` makes one)") from error
+            held = ", ".join(str(path.parent) for path in sorted(folder.glob(f"*/{NAME}")))
+            cure = f"it holds: {held}" if held else "`python -m data.binarize` makes one"
+            raise DataError(f"{folder}: no {NAME}: not a dataset ({cure})") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: can't be read: {error}") from error
         if version != FORMAT_VERSION:

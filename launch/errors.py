@@ -10,7 +10,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -71,19 +71,29 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def did_you_mean_path(path: str | Path) -> str:
-    """The same for a path that is not there, by the names beside its first missing part; the message of a typing error.
-    A folder of very many files is not read to its end."""
+def did_you_mean_path(path: str | Path, holding: Sequence[str] = ()) -> str:
+    """The same for a path that is not there, by the names beside its first missing part; with the rest of the path,
+    where that is there. A folder of very many files is not read to its end.
+
+    Args:
+        holding: names or patterns; what is meant holds one of them at least.
+    """
     path = Path(path)
     try:
         missing = next((p for p in (path, *path.parents) if p.parent.is_dir()), path)
         if missing.exists():
             return ""
         with os.scandir(missing.parent) as entries:
-            near = did_you_mean(missing.name, [entry.name for entry in itertools.islice(entries, 10_000)])
+            names = [entry.name for entry in itertools.islice(entries, 10_000)]
+        for name in difflib.get_close_matches(missing.name, names, n=3, cutoff=0.6):
+            near = missing.parent / name
+            whole = near / path.relative_to(missing)
+            meant = whole if whole.exists() else near
+            if not holding or any(any(meant.glob(pattern)) for pattern in holding):
+                return f"; did you mean '{meant}'?"
     except (OSError, ValueError):
-        return ""
-    return near.replace("mean '", f"mean '{missing.parent}/") if near and missing.parent != Path() else near
+        pass
+    return ""
 
 
 # What a disk, or rights on it, can answer; other OSErrors are our own bugs.

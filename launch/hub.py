@@ -35,14 +35,16 @@ def fetch(name: str, patterns: tuple[str, ...]) -> Path:
     if folder.is_dir():
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ConfigError(f"'{name}': no such folder{did_you_mean_path(name)}")
+        raise ConfigError(f"'{name}': no such folder{did_you_mean_path(name, patterns)}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    near, name = did_you_mean_path(name), resolve(name)
+    near, name = did_you_mean_path(name, patterns), resolve(name)
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        if folder.parent != Path() and folder.parent.is_dir():
+            raise ConfigError(f"'{name}': no such folder{near}") from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"'{name}' is no folder here, and could not be fetched from the Hugging Face hub ({reason}){near or '.'}\n"

@@ -63,10 +63,8 @@ class View:
             ConfigError: it is no run folder.
         """
         if not (folder / "config.json").exists():
-            raise ConfigError(
-                f"{folder}: no run (it has no config.json){did_you_mean_path(folder)}; "
-                "a run that starts has one after its first minute"
-            )
+            near = runs_in(folder) or "a run that starts has one after its first minute"
+            raise ConfigError(f"{folder}: no run (it has no config.json){did_you_mean_path(folder)}; {near}")
         environment = _read(folder / "environment.json") or {}
         ranks = []
         for beat in beats.read(folder / beats.FOLDER, environment.get("ranks", 1)):
@@ -154,6 +152,12 @@ class View:
             yield f"{path.name}: a checkpoint that was found damaged"
         if (waits := self.last("data_wait").get("data_wait", 0.0)) > _SLOW:
             yield f"{waits:.0%} of the time is spent waiting for data"
+
+
+def runs_in(folder: Path) -> str:
+    """Advice to give the runs of a folder of seeds; empty where it holds none."""
+    seeds = " ".join(str(path) for path in sorted(folder.glob("seed-*")))
+    return f"give its runs: {seeds}" if seeds else ""
 
 
 def shown(view: View) -> str:

@@ -405,6 +405,11 @@ def test_settings_that_are_refused(arguments: dict[str, float], named: str) -> N
         Cleaning(**{"max_length": 512, "min_length": 12, "max_unknown": 0.5, **arguments})
 
 
+def test_inputs_are_looked_for_before_the_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\*\.txt: no such file"):
+        binarize(Files((f"{tmp_path}/*.txt",), str(tmp_path / "nothing"), tmp_path / "out"), CleaningRules())
+
+
 def test_files_that_are_refused(tmp_path: Path) -> None:
     for name in ("shard_megabytes", "workers"):
         with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} 0: must be positive"):

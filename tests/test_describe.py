@@ -188,6 +188,13 @@ def test_faults_are_named(folder: Path, damage: Callable[[Path], None], message:
     assert any(message in fault for fault in faults_of(folder)), faults_of(folder)
 
 
+def test_a_folder_of_datasets_names_them(tiny: Path, tmp_path: Path) -> None:
+    for name in ("valid", "train"):
+        shutil.copytree(tiny, tmp_path / name)
+    with pytest.raises(DataError, match=rf"not a dataset \(it holds: {tmp_path}/train, {tmp_path}/valid\)$"):
+        Dataset.open(tmp_path)
+
+
 def test_a_document_that_ends_elsewhere_is_told_by_the_checksum(tiny: Path, tmp_path: Path) -> None:
     """Ends 0, 2, 3 become 0, 1, 3: nothing else contradicts that."""
     folder = shutil.copytree(tiny, tmp_path / "damaged")

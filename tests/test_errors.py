@@ -89,11 +89,22 @@ def test_did_you_mean_for_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for typed, near in [
         ("trian.json", "train.json"), ("models/techer", "models/teacher"), ("modls/teacher/config.json", "models"),
-        ("./modles", "models"), (tmp_path / "models" / "teachr", f"{tmp_path}/models/teacher"),
+        ("./modles", "models"), ("modles/teacher", "models/teacher"),
+        (tmp_path / "models" / "teachr", f"{tmp_path}/models/teacher"),
     ]:  # fmt: skip
         assert errors.did_you_mean_path(typed) == f"; did you mean '{near}'?"
     for typed in ("quite/other", "train.json", "models", "models/teacher", "train.json/x", "", "\0", "x" * 5000):
         assert errors.did_you_mean_path(typed) == "", typed
+
+
+def test_did_you_mean_only_what_holds_the_files(tmp_path):
+    for folder in ("models-of-ours", "models"):
+        (tmp_path / folder / "teacher").mkdir(parents=True)
+    assert errors.did_you_mean_path(tmp_path / "model", ("config.json", "*.bin")) == ""
+    (tmp_path / "models" / "x.bin").touch()
+    near = f"; did you mean '{tmp_path}/models'?"
+    assert errors.did_you_mean_path(tmp_path / "model", ("config.json", "*.bin")) == near
+    assert errors.did_you_mean_path(tmp_path / "model" / "teacher", ("*.bin",)) == ""
 
 
 def test_a_reader_that_has_gone_ends_nobody(tmp_path):

@@ -21,7 +21,7 @@ def test_patterns(tmp_path: Path) -> None:
     assert inputs.expand([f"{tmp_path}/odd[1].txt"]) == [f"{tmp_path}/odd[1].txt"], "a name that looks like a pattern"
     for given_paths, message in {
         (f"{tmp_path}/nothing*",): "no such file",
-        (str(tmp_path),): "must be a regular file",
+        (f"{tmp_path}/",): rf"is a folder: give its files, '{tmp_path}/\*'",
         (f"{tmp_path}/pipe",): "must be a regular file",
         (f"{tmp_path}/a.txt", f"{tmp_path}/../{tmp_path.name}/*.txt"): "is given twice",
     }.items():

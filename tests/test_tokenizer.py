@@ -199,6 +199,21 @@ def test_a_folder_that_is_not_there(monkeypatch: pytest.MonkeyPatch, name: str) 
         load_tokenizer(name)
 
 
+def test_a_name_below_a_folder_is_no_matter_of_the_hub(
+    offline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("models/tt-run").mkdir(parents=True)
+    with pytest.raises(ConfigError) as caught:
+        load_tokenizer("models/tt")
+    assert str(caught.value) == "'models/tt': no such folder"
+    Path("models/tt-1").mkdir()
+    Path("models/tt-1/vocab.txt").touch()
+    with pytest.raises(ConfigError) as caught:
+        load_tokenizer("models/tt")
+    assert str(caught.value) == "'models/tt': no such folder; did you mean 'models/tt-1'?"
+
+
 def test_what_is_no_name(offline: None) -> None:
     with pytest.raises(ConfigError, match="'bad name!' is no folder here"):
         load_tokenizer("bad name!")

@@ -127,6 +127,9 @@ def test_damaged_files_are_passed_over(folder):
 def test_no_run(tmp_path):
     with pytest.raises(ConfigError, match="no run"):
         View.of(tmp_path)
+    (tmp_path / "seed-0").mkdir()
+    with pytest.raises(ConfigError, match=f"no run .*; give its runs: {tmp_path}/seed-0$"):
+        View.of(tmp_path)
 
 
 HELD_OUT = {"valid_loss": 10.56714, "valid_loss_ce": 0.25231, "valid_loss_mlm": 4.61701, "valid_loss_cos": 0.071712,

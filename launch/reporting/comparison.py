@@ -27,7 +27,7 @@ from launch.log import LOG, is_number, read_log, totals
 from launch.reporting.curves import POINTS, Pace, points, thinned
 from launch.reporting.runs import read_json
 from launch.reporting.tables import short
-from launch.watch import View
+from launch.watch import View, runs_in
 
 FORMAT = 1
 SMOOTH = 80  # points of a training curve: each is the mean of neighbouring lines
@@ -80,8 +80,7 @@ def _config(folder: Path) -> Json:
         raise ConfigError(f"{folder}: no such folder{did_you_mean_path(folder)}")
     config = read_json(folder / "config.json", flags=dict, deepspeed_config=dict, model=dict, head=dict)
     if not config.get("flags"):
-        seeds = " ".join(str(path) for path in sorted(folder.glob("seed-*")))
-        hint = f"give its runs: {seeds}" if seeds else "give folders that training scripts have made (--output)"
+        hint = runs_in(folder) or "give folders that training scripts have made (--output)"
         raise ConfigError(f"{folder}: no run (it has no config.json with flags); {hint}")
     return config
 
