@@ -20,8 +20,9 @@ setup: .venv/installed  ## make .venv and install what constraints.txt pins
 triton: .venv/installed  ## add Triton, for the tests of the CUDA kernels on a CPU (with torch for CUDA it is there)
 	$(BIN)/python -m pip install --quiet --group triton --constraint constraints.txt
 
+# Stopped on request (75) is no failure.
 quickstart: .venv/installed  ## a whole distillation in minutes: make quickstart [TEACHER=bert-base-uncased CORPUS=dump.txt]
-	TEACHER="$(TEACHER)" CORPUS="$(CORPUS)" bash launch/quickstart.sh
+	TEACHER="$(TEACHER)" CORPUS="$(CORPUS)" bash launch/quickstart.sh || [ $$? = 75 ]
 
 test: .venv/installed  ## the default tests (under 15 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not slow and not gpu and not cluster"

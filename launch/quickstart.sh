@@ -6,13 +6,16 @@
 #
 # Hardware: 2 CPU cores, or 1 to 2 GPUs. Duration: 8 minutes at most on 2 cores. Expected result: a table at the end, in
 # which the student's held-out loss after distillation is below its loss before.
-# Every stage prints its command; what is there already is not made again. Start over: remove the folder.
+# Every stage prints its command; what is there already is not made again. Start over: remove the folder. Exit code 75:
+# a run was stopped on request.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 TEACHER=${TEACHER:-} CORPUS=${CORPUS:-} OUT=${OUT:-quickstart}
 TEACHER_STEPS=${TEACHER_STEPS:-5000} STUDENT_STEPS=${STUDENT_STEPS:-600} MAX_LENGTH=${MAX_LENGTH:-128}
 DS_CONFIG=${DS_CONFIG:-ds_configs/cpu.json}
+AGAIN="make quickstart${TEACHER:+ TEACHER=$TEACHER}${CORPUS:+ CORPUS=$CORPUS}"
+trap '[ $? != 75 ] || printf "\nstopped; \`%s\` goes on\n" "$AGAIN"' EXIT
 # The published recipe masks rare words more often; a small corpus has too few of each to learn from.
 MASKING=""
 [ -n "$TEACHER" ] || MASKING="--mlm-smoothing 0"

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,25 @@ def quickstart(folder: Path, corpus: Path) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
+
+
+@pytest.mark.parametrize(("code", "made"), [(75, 0), (3, 2)])
+def test_stopped_is_no_failure(code: int, made: int, tmp_path: Path) -> None:
+    """The last line says how it goes on. All before the first training is there; programs are stand-ins."""
+    last = "stopped; `make quickstart` goes on"
+    for name in ("launch", "bin", "quickstart/data/train", "quickstart/data/valid", "quickstart/teacher-start"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("quickstart/valid.txt", "quickstart/teacher-start/vocab.txt"):
+        (tmp_path / name).write_text("the\n")
+    for name in ("Makefile", "launch/quickstart.sh"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name, body in (("python", "echo 0"), ("deepspeed", f"exit {code}")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    words = ["make", "quickstart", "BIN=bin", "--old-file", ".venv/installed"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == made, done.stdout + done.stderr
+    assert (done.stdout.splitlines()[-1] == last) == (code == 75)
 
 
 @pytest.mark.slow
