@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("data", "launch", "model", "tests")
 ENTRY = ("python", "deepspeed", "torchrun", "mpirun", "sbatch", "bash", "make")
 OTHERS = ("tensorboard", "pip", "hf", "scancel", "scontrol", "ssh")  # that are not ours to check
-PLAIN = ("cp", "mkdir", "cat", "cmp", "source", "touch")  # that do the same everywhere
+PLAIN = ("cp", "mkdir", "cat", "cmp", "grep", "source", "touch")  # that do the same everywhere
 LENGTH = ("--epochs", "--max-steps")
 ABBREVIATED = re.compile(r"\.\.\.|[|[]")  # a command that leaves something out, or shows what may be chosen
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -158,7 +158,12 @@ def rows(text: str) -> list[list[str]]:
 def anchors(path: Path) -> set[str]:
     """The names of a Markdown file's headings, as links have them."""
     headings = re.findall(r"^#+ (.*)$", _FENCE.sub("", path.read_text()), re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return {anchor(heading) for heading in headings}
+
+
+def anchor(heading: str) -> str:
+    """A heading's name in links."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 def messages() -> list[str]:

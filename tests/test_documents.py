@@ -4,6 +4,7 @@ import json
 import pickle
 import random
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,14 @@ from launch.costs import parameters
 from launch.retention import Retention
 from model.config import BertConfig
 
+CHANGES = ROOT / "CHANGELOG.md"
 RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.sh"))
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ds_configs/README.md", "launch/recipes/README.md")]
+PAGES = [
+    ROOT / name
+    for name in (
+        "README.md", "CONTRIBUTING.md", "ds_configs/README.md", "launch/recipes/README.md", "tests/bench/README.md",
+    )
+]  # fmt: skip
 MODULES = [ROOT / f"{name.replace('.', '/')}.py" for name in documents.entry_points()]
 SCRIPTS = [*RECIPES, *sorted((ROOT / "launch" / "slurm").glob("*"))]
 COMMANDS = [
@@ -34,7 +41,7 @@ COMMANDS = [
 ]
 FULL = [command for command in dict.fromkeys(COMMANDS) if not command.abbreviated]
 LAUNCHERS = {"--num-gpus", "--master-port", "--hostfile", "--launcher", "--launcher-args", "--include", "--exclude",
-             "--signal", "--batch", "--local-dir", "--group", "--logdir"}  # fmt: skip
+             "--signal", "--batch", "--local-dir", "--group", "--constraint", "--logdir"}  # fmt: skip
 ORIGINAL = """
     --file_path --tokenizer_type --tokenizer_name --dump_file --data_file --token_counts_dump --vocab_size
     --model_type --model_name --dump_checkpoint --vocab_transform --force --dump_path --student_type --student_config
@@ -50,10 +57,6 @@ ORIGINAL = """
     --verbose_logging --logging_steps --save_steps --eval_all_checkpoints --no_cuda --overwrite_output_dir
     --overwrite_cache --server_ip --server_port --threads
 """
-QUICKSTART = """
-python -m data.binarize --input texts/en.txt --valid-fraction 0.1 --tokenizer quickstart/teacher \\
-    --output quickstart/data
-"""
 TEACHERS = {"base": 30522, "cased": 28996, "german": 30000, "multilingual": 119547}  # tokens that they know
 WORDS = (*VOCABULARY, *(f"[unused{number}]" for number in range(30522 - len(VOCABULARY))))
 
@@ -62,7 +65,7 @@ WORDS = (*VOCABULARY, *(f"[unused{number}]" for number in range(30522 - len(VOCA
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that looks like the repository to its user: small stand-ins under the names that the documents use."""
     folder, generator = tmp_path_factory.mktemp("home"), random.Random(0)
-    for name in ("launch", "train_dilbert.py", "finetune_dilbert.py"):
+    for name in ("launch", "train_dilbert.py", "finetune_dilbert.py", "constraints.txt"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "ds_configs").mkdir()
     for path in (ROOT / "ds_configs").glob("*.json"):
@@ -80,6 +83,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "P").symlink_to("data/binarized_text.bert-base-uncased.pickle")
     (folder / "binarized_text.bert-base-uncased.pickle").symlink_to("data/binarized_text.bert-base-uncased.pickle")
     (folder / "hosts").write_text("worker-1 slots=1\nworker-2 slots=1\n")
+    (folder / "run.yaml").write_text("output: runs/first\nstudent: models/student\ndata: datasets/english/train\n")
     for write, name in ((write_sst2, "glue/SST-2"), (write_squad, "squad")):
         (folder / name).mkdir(parents=True)
         write(folder / name)
@@ -89,6 +93,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (model / "tokenizer.json").unlink(missing_ok=True)
         write_vocabulary(model, WORDS)
     student.rename(folder / "quickstart" / "student-start")
+    argv = "--input texts/en.txt --valid-fraction 0.1 --tokenizer quickstart/teacher --output quickstart/data"
+    assert run_ranks(1, documents.call, "data.binarize", argv.split(), str(folder))[0][0] == 0
     for name in ("uncased", "cased", "german-cased", "multilingual-cased"):
         (folder / f"bert-base-{name}").symlink_to(teacher)
     (folder / "dilbert-base-uncased").symlink_to(folder / "quickstart" / "student-start")
@@ -173,7 +179,20 @@ def test_no_entry_point_is_without_a_command() -> None:
 # --- files, flags, links, messages ---
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_all_pages_are_looked_at() -> None:
+    """But for the list of changes, which names what there was."""
+    listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {ROOT / name for name in listed.split()} - {CHANGES} == set(PAGES)
+
+
+@pytest.mark.parametrize("page", [PAGES[0], PAGES[4]], ids=lambda page: str(page.relative_to(ROOT)))
+def test_all_sections_are_found_from_the_head_of_a_page(page: Path) -> None:
+    head, *sections = page.read_text().split("\n## ")
+    linked = set(re.findall(r"\(#([\w-]+)\)", head))
+    assert linked >= {documents.anchor(text.split("\n")[0]) for text in sections}
+
+
+@pytest.mark.parametrize("page", [*PAGES, CHANGES], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", documents.prose(page)):
         if not target.startswith("https://"):
@@ -229,11 +248,15 @@ def given(page: Path) -> str:
 
 
 def test_the_readme_as_its_user_reads_it(home: Path, shell: Shell) -> None:
-    """All of its blocks: from text to a student that `transformers` loads, tasks, reports, the commands of clusters."""
+    """All of its blocks: by hand, from text to a student that `transformers` loads, tasks, reports, on clusters."""
     watched = (command.text for command in COMMANDS if command.text.startswith("python -m launch.watch runs/first"))
     shell.run("\n".join([given(ROOT / "README.md"), *watched]), home)
     started = [start.module for start in shell.started]
-    assert started[:5] == ["data.binarize", "model.extract", "train_dilbert", "model.export", "launch.report"]
+    after = ["model.export", "launch.report"]
+    assert started[:5] == ["model.extract", "train_dilbert", "launch.watch", *after], "by hand, in quickstart/"
+    assert (home / "quickstart" / "report" / "index.html").exists()
+    assert started[5:10] == ["data.binarize", "model.extract", "train_dilbert", *after]
+    assert started[10:14] == ["train_dilbert"] * 4, "the third of them on other machines"
     for run in ("first", "sst2", "squad", "narrow", "nodes", "slurm"):
         assert (home / "runs" / run / "DONE.json").exists(), run
     model = transformers.DistilBertForMaskedLM.from_pretrained(home / "models" / "dilbert")
@@ -257,8 +280,7 @@ def test_using_a_model(home: Path) -> None:
 
 def test_a_change_is_proven_as_contributors_read_it(home: Path, shell: Shell) -> None:
     """The same weights in every bit, of two runs of one and the same code."""
-    script = f"{QUICKSTART}\n{given(ROOT / 'CONTRIBUTING.md')}"
-    assert "runs/after" in shell.run(script, home)
+    assert "runs/after" in shell.run(given(ROOT / "CONTRIBUTING.md"), home)
     assert (home / "compare" / "index.html").exists()
 
 
