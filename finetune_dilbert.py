@@ -239,6 +239,8 @@ def several(
         folder.begin()
     for seed in seeds:
         own = replace(paths, output=paths.output / f"seed-{seed}")
+        if world.is_main:
+            say(f"{paths.task} | seed {seed}: run {len(found) + 1} of {len(seeds)}")
         try:
             with Lock(own.output) as lock:
                 found[seed] = one(lock, own, seed)

@@ -194,6 +194,7 @@ def test_the_batch_of_an_evaluation_does_not_matter(exported, sst2, tmp_path):
 def test_several_seeds(models, sst2, config, tmp_path):
     argv = words("sst2", sst2, models[1], tmp_path / "run", "--deepspeed_config", config, "--max-steps", 12)
     output = tune([*argv, "--seeds", 3, "--seed", 4])
+    assert "sst2 | seed 5: run 2 of 3" in output
     result = RunFolder(tmp_path / "run").read("result.json")
     each = [RunFolder(tmp_path / "run" / f"seed-{seed}").read("result.json") for seed in (4, 5, 6)]
     assert [one["seed"] for one in each] == [4, 5, 6]
@@ -211,7 +212,7 @@ def test_several_seeds_stop_and_go_on(models, sst2, config, tmp_path):
         "sst2", sst2, models[1], tmp_path / "run", "--deepspeed_config", config, "--max-steps", 4, "--seeds", 2
     )
     said = tune([*argv, "--stop-at-step", 2], expect=75)
-    assert "the same command goes on" in said
+    assert "without --stop-at-step it goes on" in said
     assert RunFolder(tmp_path / "run").read("STOPPED.json")["why"].startswith("seed 0: stopped at step 2 of 4")
     tune(argv)
     assert not (tmp_path / "run" / "STOPPED.json").exists()
