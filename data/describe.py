@@ -16,6 +16,7 @@ from data.token_counts import count_tokens
 from data.tokenizer import has_tokenizer, load_tokenizer
 from launch.args import flag, parse, positional, require
 from launch.errors import DataError, run
+from launch.lines import width
 
 BINS = (0, 16, 32, 64, 128, 256, 512, 1 << 31)
 
@@ -48,14 +49,14 @@ def histogram(lengths: np.ndarray) -> list[str]:
 
 
 def samples(dataset: Dataset, count: int) -> list[str]:
-    """Some sequences, evenly spaced, as text where the dataset brings its tokenizer, else as ids."""
+    """Some sequences, evenly spaced, a line each, as text where the dataset brings its tokenizer, else as ids."""
     folder = dataset.path / "tokenizer"
     tokenizer: Any = load_tokenizer(str(folder)) if dataset.manifest and has_tokenizer(folder) else None
     rows = []
     for number in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(np.int64):
         ids = dataset.gather(np.asarray([number]))[0]
-        text = tokenizer.decode(ids) if tokenizer else " ".join(map(str, ids))
-        rows.append(f"  [{number}] {text if len(text) < 400 else text[:400] + ' ...'}")
+        row = f"  [{number}] {tokenizer.decode(ids) if tokenizer else ' '.join(map(str, ids))}"
+        rows.append(row if len(row) <= width() else row[: width() - 4] + " ...")
     return rows
 
 

@@ -35,6 +35,7 @@ from data.prose import sequences
 from launch import commit
 from launch.args import flag, parse, require
 from launch.errors import ConfigError, DataError, run
+from launch.lines import width, wrapped
 
 EXAMPLE = "  python -m data.docs_corpus --output corpus.txt --valid-output valid.txt"
 
@@ -278,12 +279,12 @@ def summary(read: int, harvested: Harvest, unique: int, corpora: Mapping[Path, S
     kept = [f"{path} {len(lines):,} ({sum(map(size, lines)) / 1e6:.2f} MB)" for path, lines in corpora.items()]
     repeated = len(harvested.sequences) - unique
     beyond = unique - sum(map(len, corpora.values()))
-    return (
-        f"read {read:,} files, skipped {listing(harvested.skipped)}\n"
-        f"kept sequences: {', '.join(kept)}\n"
-        f"dropped sequences: {repeated:,} repeated, {beyond:,} over --max-megabytes; "
-        f"sentences: {listing(harvested.dropped)}"
-    )
+    dropped = f"{repeated:,} repeated, {beyond:,} over --max-megabytes; sentences: {listing(harvested.dropped)}"
+    return "\n".join([
+        f"read {read:,} files, skipped {listing(harvested.skipped)}",
+        f"kept sequences: {', '.join(kept)}",
+        *wrapped(f"dropped sequences: {dropped}", width()),
+    ])  # fmt: skip
 
 
 def listing(counts: Counter[str]) -> str:
@@ -292,7 +293,12 @@ def listing(counts: Counter[str]) -> str:
 
 
 def main() -> None:
-    (options,) = parse("Build a corpus of English from the documentation of Python packages.", Options, example=EXAMPLE)
+    (options,) = parse(
+        "Build a corpus of English from the documentation of Python packages.",
+        Options,
+        example=EXAMPLE,
+        prog="data.docs_corpus",
+    )
     gc.disable()  # syntax trees hold no cycles; the collector would walk them, and all imported modules, in vain
     unwalked: Counter[str] = Counter()
     paths = list(documents(options.packages or installed_packages(), unwalked))

@@ -191,8 +191,8 @@ def compare(counted: np.ndarray, seen: np.ndarray) -> str:
 def main() -> None:
     """Command line."""
     example = (
-        "  python -m data.import_pickle --input binarized_text.bert-base-uncased.pickle --tokenizer bert-base-uncased "
-        "--output datasets/train"
+        "  python -m data.import_pickle --input binarized_text.bert-base-uncased.pickle \\\n"
+        "      --tokenizer bert-base-uncased --output datasets/train"
     )
     description = "The original's binarized text -> dataset of token ids."
     files, cleaning = parse(description, Files, Cleaning, example=example, prog="data.import_pickle")

@@ -157,7 +157,9 @@ def publish(vocabulary: Sequence[str], options: Options) -> None:
 
 def main() -> None:
     """Command line."""
-    (options,) = parse("Train a WordPiece tokenizer in BERT's form.", Options, example=EXAMPLE)
+    (options,) = parse(
+        "Train a WordPiece tokenizer in BERT's form.", Options, example=EXAMPLE, prog="data.train_tokenizer"
+    )
     tokenizer = bert_pipeline(options.lower_case)
     lines = tqdm(read_lines(options.input), "counting characters", unit=" lines", disable=None)
     characters = frequent_characters(tokenizer, lines)

@@ -15,7 +15,7 @@ from pathlib import Path
 from launch import commit
 from launch.args import flag, parse, positional
 from launch.errors import ConfigError, run, say
-from launch.log import width
+from launch.lines import width
 from launch.reporting import comparison_page, terminal
 from launch.reporting.comparison import Run, comparison
 

@@ -71,7 +71,8 @@ def _alone(patient: Patient, token: str) -> list[str]:
     if facts["gpus"] and len(facts["gpus"]) < patient.slots:
         found.append(f"{patient.slots} slots, but {len(facts['gpus'])} GPUs: correct the hostfile")
     if facts["port"] not in ("", "free", "reached"):
-        found.append(f"port {facts['port']}: another job? Take another --master-port; or a firewall between the hosts")
+        why = "another job has it" if " taken: " in facts["port"] else "another job has it, or a firewall is between"
+        found.append(f"port {facts['port']}: {why}; --master_port takes another, here and for the start")
     if facts["token"] != token:
         found.append("does not see the shared folder: mount it at the same path")
     if abs(patient.clock) > _CLOCK + patient.doubt:

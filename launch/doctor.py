@@ -118,7 +118,7 @@ def main() -> None:
     print(table([COLUMNS, *(row(patient, token) for patient in patients)]))
     found = problems(patients, token) + local_problems(wanted)
     if found:
-        raise ConfigError(f"not ready: {len(found)} problems\n" + "\n".join(f"  {line}" for line in found))
+        raise ConfigError(f"not ready: {len(found)} problem(s)\n" + "\n".join(f"  {line}" for line in found))
     print(f"ready: hosts {len(patients)}, ranks {sum(patient.slots for patient in patients)}")
 
 

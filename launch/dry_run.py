@@ -187,9 +187,13 @@ def report(
     seconds = steps * rehearsal.seconds + measured * rehearsal.measuring + saved * rehearsal.saving
     rows = [("step", f"{rehearsal.seconds:.3f} s", f"{rehearsal.tokens / rehearsal.seconds:,.0f} tokens/s")]
     if rehearsal.measuring:
-        rows.append(("held-out data", f"{rehearsal.measuring:.3f} s", f"{measured:,} times"))
-    rows.append(("checkpoint", f"{rehearsal.saving:.3f} s", f"{saved:,} times"))
+        rows.append(("held-out data", f"{rehearsal.measuring:.3f} s", _times(measured)))
+    rows.append(("checkpoint", f"{rehearsal.saving:.3f} s", _times(saved)))
     yield from section("time", [*rows, ("run", duration(seconds), f"{steps:,} steps")])
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
 
 
 def show(folder: Path, lines: Iterable[str], fresh: bool) -> None:

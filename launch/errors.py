@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
+from launch.lines import folded, width
+
 
 class DilbertError(Exception):
     """Base of the errors that a user can cause. The message says what, where (file, line, key, flag) and the cure."""
@@ -139,5 +141,6 @@ def _end(error: DilbertError) -> NoReturn:
         time.sleep(2)
     where = f"[rank {rank}] " if rank != "0" else ""
     kind = "" if isinstance(error, Stopped) else "error: "
-    say(f"{where}{kind}{error}", sys.stderr)
+    text = f"{where}{kind}{error}"
+    say(folded(text, width()) if sys.stderr.isatty() else text, sys.stderr)
     sys.exit(error.exit_code)

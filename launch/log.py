@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import shutil
-import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,24 +58,6 @@ def _loss(name: str) -> bool:
 def _number(value: float | None) -> str:
     """The log has null for what is not finite."""
     return "nan" if value is None else f"{value:.4g}"
-
-
-def width() -> int:
-    """Characters of a line of this terminal, or file: 80 to 120."""
-    return min(max(shutil.get_terminal_size((120, 24)).columns, 80), 120)
-
-
-def wrapped(line: str, width: int) -> list[str]:
-    """The line, in pieces of at most `width` characters: cut at " | " or, where that is not enough, between words."""
-    first, *others = line.split(" | ")
-    pieces = [first]
-    for part in others:
-        if len(together := f"{pieces[-1]} | {part}") <= width:
-            pieces[-1] = together
-        else:
-            pieces.append(f"    {part}")
-    cut = textwrap.TextWrapper(width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
-    return [short for piece in pieces for short in cut.wrap(piece)]
 
 
 def duration(seconds: float) -> str:

@@ -24,7 +24,8 @@ from launch import commit
 from launch.distributed import World
 from launch.energy import KWH, Energy
 from launch.errors import say
-from launch.log import LOG, cut_log, duration, held_out, losses, read_log, totals, wrapped
+from launch.lines import wrapped
+from launch.log import LOG, cut_log, duration, held_out, losses, read_log, totals
 from launch.progress import bar
 
 COLUMNS = 120

@@ -111,7 +111,7 @@ def disk_rows(job: Job, dataset: float, steps: int, interval: int, keep: Retenti
     yield (
         "in all",
         f"{(dataset + kept * one) / 1e9:,.2f} GB",
-        f"with {kept} checkpoints at most, one each {interval:,} steps",
+        f"with {kept} checkpoint(s) at most, one each {interval:,} steps",
     )
 
 

@@ -6,6 +6,7 @@ python -m launch.probe --token FILE [--port 29500 | --master 10.0.0.1:29500]
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import socket
@@ -96,7 +97,7 @@ def _listen(port: int, hosts: int) -> str:
     try:
         server = socket.create_server(("", port), backlog=hosts + 1)
     except OSError as error:
-        return f"taken: {error.strerror}"
+        return f"{port} taken: {os.strerror(error.errno or 0)}"
     until = time.monotonic() + PATIENCE
     with server:
         for _ in range(hosts):
@@ -126,7 +127,7 @@ def _visit(master: str) -> str:
 
 def main() -> None:
     """Command line."""
-    json.dump(answer(*parse("What launch.doctor asks a host.", Question)), sys.stdout)
+    json.dump(answer(*parse("What launch.doctor asks a host.", Question, prog="launch.probe")), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from launch import beats
 from launch.args import flag, parse, positional, require
 from launch.beats import Beat
 from launch.errors import ConfigError, HungError, Stopped, did_you_mean_path, run, say
-from launch.log import LOG, duration, held_out, losses, read_log, width, wrapped
+from launch.lines import width, wrapped
+from launch.log import LOG, duration, held_out, losses, read_log
 
 _SILENT = 60.0  # seconds; a rank gives a sign of life every 10
 _SLOW = 0.1  # share of the time spent waiting for data
@@ -32,7 +33,9 @@ class Arguments:
 
     run: Path = positional("run folder", "RUN")
     interval: float = flag(5.0, "between two looks", "SECONDS")
-    once: bool = flag(False, "look once")
+    once: bool = flag(
+        False, "look once; exit codes: 0 done, or training; 6 no sign of life; 75 stopped; failed: that of the run"
+    )
 
     def __post_init__(self) -> None:
         require(self.interval > 0, "interval", self.interval, "must be positive")

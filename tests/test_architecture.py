@@ -15,6 +15,7 @@ LEAVES = {
     "launch.errors",
     "launch.commit",
     "launch.hub",
+    "launch.lines",
     "launch.native",
     "launch.progress",
 }

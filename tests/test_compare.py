@@ -13,7 +13,7 @@ from ranks import run_ranks, train
 from test_report import read
 
 from launch import compare, errors
-from launch.log import width
+from launch.lines import width
 from launch.reporting import comparison as comparisons
 from launch.reporting import comparison_page, tables, terminal
 from launch.reporting.comparison import Run, comparison

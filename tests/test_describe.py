@@ -88,6 +88,11 @@ def test_samples_are_decoded_where_there_is_a_tokenizer(tiny: Path) -> None:
     assert samples(Dataset.open(tiny / "00001"), 1) == [f"  [0] {ids}"]
 
 
+def test_a_sample_is_a_line(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "width", lambda: 22)
+    assert samples(Dataset.open(tiny), 99)[:2] == ["  [0] [CLS] the of ...", "  [1] [CLS] in a [SEP]"]
+
+
 def test_without_samples_or_counts(folder: Path) -> None:
     (folder / "counts.npy").unlink()
     text = describe(Dataset.open(folder), 0)

@@ -73,8 +73,10 @@ def test_this_host(tmp_path, monkeypatch, capsys):
         port = taken.getsockname()[1]
         argv = ["doctor", "--shared", str(tmp_path), "--master-port"]
         monkeypatch.setattr(sys, "argv", [*argv, str(port)])
-        with pytest.raises(doctor.ConfigError, match="this host: port taken: Address already in use"):
+        with pytest.raises(doctor.ConfigError) as caught:
             doctor.main()
+        why = "Address already in use: another job has it; --master_port takes another, here and for the start"
+        assert str(caught.value) == f"not ready: 1 problem(s)\n  this host: port {port} taken: {why}"
     monkeypatch.setattr(sys, "argv", [*argv, str(port)])
     doctor.main()
     assert capsys.readouterr().out.endswith("ready: hosts 1, ranks 1\n")

@@ -212,6 +212,14 @@ def test_main_writes_both_files_and_says_what_it_did(
     assert printed.err == ""  # no progress bar where there is no terminal
 
 
+def test_reasons_keep_within_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    reasons = [f"{number} of the reasons" for number in range(9)]
+    text = docs_corpus.summary(3, docs_corpus.Harvest([], Counter(reasons)), 0, {})
+    assert [len(line) <= 80 for line in text.splitlines()] == [True] * 6
+    assert all(f"1 {reason}" in " ".join(text.split()) for reason in reasons)
+
+
 def test_main_caps_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = make_package(tmp_path / "package", {"a.md": f"{RIVER}\n\n{MILL}\n\n{BRIDGE}"})
     run_main(monkeypatch, "--output", tmp_path / "x", "--packages", package, "--max-megabytes", "0.00025")

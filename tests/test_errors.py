@@ -34,6 +34,23 @@ def test_exit_codes(error, code, capsys, monkeypatch):
     assert printed == ("the reason\n" if error is errors.Stopped else "error: the reason\n")
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_gets_lines_that_fit(terminal, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    message = "a few words and " * 8 + "the end\n  cure"
+
+    def main() -> None:
+        raise errors.ConfigError(message)
+
+    with pytest.raises(SystemExit):
+        errors.run(main)
+    printed = capsys.readouterr().err
+    assert " ".join(printed.split()) == " ".join(f"error: {message}".split())
+    assert [len(line) <= 80 for line in printed.splitlines()] == ([True] * 3 if terminal else [False, True])
+    assert printed.endswith("the end\n  cure\n")
+
+
 def test_our_own_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         errors.run(lambda: 1 / 0)

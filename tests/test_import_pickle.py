@@ -313,3 +313,11 @@ def test_exit_codes(monkeypatch, capsys, tmp_path: Path, tokenizer_folder: Path)
     (tmp_path / "out").mkdir()
     assert code(*given, tmp_path / "x.pickle") == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_help_fits_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys, "argv", ["import_pickle", "--help"])
+    with pytest.raises(SystemExit):
+        module.main()
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 120

@@ -132,6 +132,13 @@ def test_no_run(tmp_path):
         View.of(tmp_path)
 
 
+def test_help_says_the_exit_codes(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["watch", "--help"])
+    with pytest.raises(SystemExit):
+        watch.main()
+    assert "75 stopped" in capsys.readouterr().out
+
+
 HELD_OUT = {"valid_loss": 10.56714, "valid_loss_ce": 0.25231, "valid_loss_mlm": 4.61701, "valid_loss_cos": 0.071712,
             "valid_loss_mse": 1234.567, "valid_accuracy": 0.26919, "valid_agreement": 0.55691,
             "valid_unigram_entropy": 6.90951}  # fmt: skip

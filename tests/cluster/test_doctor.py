@@ -43,17 +43,17 @@ def test_all_that_can_be_wrong_with_a_host(cluster, tmp_path, monkeypatch):
     holder.wait(10)
     cluster.hosts("kill", SECOND)  # and its mounts with it
     assert code == 2, printed
-    assert f"{FIRST}: port taken: Address already in use" in printed
+    assert f"{FIRST}: port 29500 taken: Address already in use" in printed
     assert f"{SECOND}: does not see the shared folder" in printed
     assert f"{SECOND}: /dev/shm has 16 MiB, 128 MiB a rank are needed" in printed
     assert f"{SECOND}: the code is " in printed
     assert f"{env}, line 1: '# OMP_NUM_THREADS=1': must be NAME=value" in printed
-    assert "not ready: 5 problems" in printed
+    assert "not ready: 5 problem(s)" in printed
 
 
 def test_a_host_that_does_not_answer(cluster):
     cluster.hosts("cut", SECOND)
     code, printed = doctor(cluster)
     assert code == 2
-    assert "not ready: 1 problems" in printed
+    assert "not ready: 1 problem(s)" in printed
     assert f"{SECOND}: no ssh: " in printed
