@@ -14,6 +14,7 @@ from data.tasks import TASKS
 from launch.run_folder import RunFolder
 
 NEVER = {"seq_classif_dropout": 0.0, "qa_dropout": 0.0}
+WINDOWS = ["--max-length", 20, "--doc-stride", 4, "--max-query-length", 4]  # several a question
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,18 @@ def exported(finished, tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("exported") / "sst2"
     export(finished, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answering(models, squad, config, tmp_path_factory) -> Path:
+    """A BERT that finds the tree: its `run`, `answers.json`, and `model`, exported."""
+    from model.export import export
+
+    folder = tmp_path_factory.mktemp("answering")
+    run, train = folder / "run", ["--deepspeed_config", config, "--epochs", 20, "--predict", folder / "answers.json"]
+    tune(words("squad", squad, models[0], run, *train, "--max-length", 48, "--doc-stride", 8, "--max-query-length", 8))
+    export(run, folder / "model")
     return folder
 
 
@@ -184,11 +197,22 @@ def test_the_test_set_that_a_server_marks(exported, sst2, tmp_path):
     assert "give --eval-only and --predict FILE" in tune([*argv, "--test"], expect=2)
 
 
-def test_the_batch_of_an_evaluation_does_not_matter(exported, sst2, tmp_path):
+@pytest.mark.parametrize("task", ["sst2", "squad"])
+def test_the_batch_of_an_evaluation_does_not_matter(task, exported, sst2, answering, squad, tmp_path):
+    """Nor where a batch ends: windows of one question may be in several."""
+    model, data, more = {"sst2": (exported, sst2, []), "squad": (answering / "model", squad, WINDOWS)}[task]
     for size in (1, 7):
-        argv = words("sst2", sst2, exported, tmp_path / f"run{size}")[:-2]
-        tune([*argv, "--eval-only", "--eval-batch", size, "--predict", tmp_path / f"{size}.tsv"], ranks=size % 2 + 1)
-    assert (tmp_path / "1.tsv").read_text() == (tmp_path / "7.tsv").read_text()
+        argv = words(task, data, model, tmp_path / f"run{size}", *more)
+        tune([*argv, "--eval-only", "--eval-batch", size, "--predict", tmp_path / f"{size}.txt"], ranks=size % 2 + 1)
+    assert (tmp_path / "1.txt").read_text() == (tmp_path / "7.txt").read_text()
+    one, seven = (RunFolder(tmp_path / name).read("result.json")["metrics"] for name in ("run1", "run7"))
+    assert one == seven
+    if task == "squad":
+        one, seven = (
+            [c["probability"] for answers in json.loads((tmp_path / name).read_text()).values() for c in answers]
+            for name in ("1_nbest.txt", "7_nbest.txt")
+        )
+        assert one == pytest.approx(seven, rel=1e-4)
 
 
 def test_several_seeds(models, sst2, config, tmp_path):
@@ -230,23 +254,15 @@ def test_a_dry_run(models, sst2, config, tmp_path):
     assert not (tmp_path / "run" / "dry-run" / "log.jsonl").exists()
 
 
-def test_squad(models, squad, config, tmp_path):
-    from model.export import export
-
-    run, answers = tmp_path / "run", tmp_path / "answers.json"
-    more = ["--max-length", 48, "--doc-stride", 8, "--max-query-length", 8]
-    tune(
-        words("squad", squad, models[0], run, "--deepspeed_config", config, "--epochs", 20, *more, "--predict", answers)
-    )
-    result = RunFolder(run).read("result.json")
+def test_squad(answering, squad):
+    result = RunFolder(answering / "run").read("result.json")
     assert (result["main"], result["metrics"]["f1"] > 0.8) == ("f1", True), result
-    export(run, tmp_path / "model")
-    found = json.loads(answers.read_text())
+    found = json.loads((answering / "answers.json").read_text())
     paragraphs = json.loads((squad / "dev-v1.1.json").read_text())["data"][0]["paragraphs"]
     right = [found[p["qas"][0]["id"]] == p["qas"][0]["answers"][0]["text"] for p in paragraphs]
     assert np.mean(right) == pytest.approx(result["metrics"]["exact"])
-    theirs = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "model")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    theirs = transformers.AutoModelForQuestionAnswering.from_pretrained(answering / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(answering / "model")
     same = []
     for paragraph in paragraphs:
         question, context = paragraph["qas"][0]["question"], paragraph["context"]
