@@ -54,20 +54,33 @@ def pinned(text: str) -> str:
     return str(dataclasses.replace(address, revision=commit))
 
 
-def load(dataset: str, config: str | None, split: str, what: str, cure: str = "", **options: Any) -> Any:
-    """The rows of a split, each a dict.
+def load(dataset: str, config: str | None, split: str, what: str, cure: str) -> Any:
+    """The rows of a split, each a dict; where the hub can't be reached, those that were fetched before.
 
     Args:
         what: needs them.
         cure: what else can be done where there is no connection.
-        options: of `datasets.load_dataset`.
 
     Raises:
-        ConfigError: the library is not installed, or the hub can't be reached.
+        ConfigError: the library is not installed, or there is no such dataset to be had.
     """
-    datasets = optional.module("datasets", "hub", what, cure and f", or {cure}")
-    with _asking(dataset, cure):
-        return datasets.load_dataset(dataset, config, split=split, **options)
+    datasets = optional.module("datasets", "hub", what, f", or {cure}")
+    with _asking(dataset, f"\nOffline? Fetch it once on a connected machine that shares the cache, or {cure}"):
+        return datasets.load_dataset(dataset, config, split=split)
+
+
+def stream(address: Address) -> Any:
+    """The rows of a pinned address as they come over the network: a `datasets.IterableDataset`.
+
+    Raises:
+        ConfigError: the library is not installed, or the hub can't be reached or has no such dataset.
+    """
+    datasets = optional.module("datasets", "hub", f"--input {address}")
+    with _asking(address.name):
+        builder = datasets.load_dataset_builder(address.name, address.config, revision=address.revision)
+        if builder.hash != address.revision:  # the library takes what there is, and says nothing
+            raise LookupError(f"found in a folder here or in the cache, but not as of commit {address.revision}")
+        return builder.as_streaming_dataset(address.split)
 
 
 @contextlib.contextmanager
@@ -75,6 +88,6 @@ def _asking(dataset: str, cure: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of many kinds: of the network, of the hub, of the cache
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        offline = f"\nOffline? Fetch it once on a connected machine that shares the cache, or {cure}" if cure else ""
-        raise ConfigError(f"'{dataset}' could not be fetched from the Hugging Face hub ({reason}).{offline}") from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines[:2]) or type(error).__name__  # the first line may be but a status
+        raise ConfigError(f"'{dataset}' could not be fetched from the Hugging Face hub ({reason}).{cure}") from error

@@ -63,16 +63,23 @@ def of_parquet(path: str, field: str) -> Iterator[bytes]:
 def of_hub(source: str, field: str) -> Iterator[bytes]:
     """The texts of a column, row after row, as they come over the network.
 
+    Args:
+        source: pinned to a commit.
+
     Raises:
         ConfigError: no such dataset, or the hub can't be reached.
         DataError: no such column of text, or the connection broke.
     """
-    address = hub.Address.parse(source)
-    what = f"--input {source}"
-    rows = hub.load(address.name, address.config, address.split, what, revision=address.revision, streaming=True)
-    if rows.column_names is not None:  # some are known only when a row is there
+    rows = hub.stream(hub.Address.parse(source))
+    if rows.column_names is not None:  # else they are known only when a row is there
         _refuse_missing(field, rows.column_names, source)
-    yield from _lines((batch[field] for batch in rows.select_columns([field]).iter(ROWS)), field, source)
+        rows = rows.select_columns([field])
+    yield from _lines((_column(batch, field, source) for batch in rows.iter(ROWS)), field, source)
+
+
+def _column(batch: dict[str, list[Any]], field: str, source: str) -> list[Any]:
+    _refuse_missing(field, batch, source)
+    return batch[field]
 
 
 class _Fault(Exception):
@@ -120,6 +127,8 @@ def _read(columns: Iterator[list[Any]], source: str) -> Iterator[list[Any]]:
     while True:
         try:
             column = next(columns, None)
+        except DataError:
+            raise
         except Exception as error:  # of Arrow, of the network, of any decompressor
             raise DataError(f"{source}: can't be read on after row {rows:,}: {error}") from error
         if column is None:

@@ -441,7 +441,9 @@ def write_as(
         rows = types.SimpleNamespace(column_names=["text"])
         rows.select_columns = lambda _: rows
         rows.iter = lambda size: ({"text": texts[i : i + size]} for i in range(0, len(texts), size))
-        monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=lambda *_, **__: rows))
+        builder = types.SimpleNamespace(hash="c0ffee", as_streaming_dataset=lambda _: rows)
+        library = types.SimpleNamespace(load_dataset_builder=lambda *_, **__: builder)
+        monkeypatch.setitem(sys.modules, "datasets", library)
         monkeypatch.setattr("data.hub.pinned", lambda text: f"{text}@c0ffee::train")
         return form, "text"
     if form.endswith(".parquet"):

@@ -301,7 +301,9 @@ def test_offline(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("Couldn't reach 'nyu-mll/glue' on the Hub\nand more")
 
     hub_with(monkeypatch, load)
-    with pytest.raises(ConfigError, match=r"(?s)nyu-mll/glue.*\(Couldn't reach .* on the Hub\)\..*--data FOLDER"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)nyu-mll/glue.*\(Couldn't reach .* on the Hub and more\)\..*--data FOLDER"
+    ):
         TASKS["cola"].read(None, "train")
 
 
