@@ -23,7 +23,7 @@ import torch
 from data.loader import prefetch
 from data.tasks import FeatureSettings
 from data.tasks.stream import TaskBatch, TaskStream
-from launch import agreement, checkpoint, dry_run, ds_config, hub, restore, space
+from launch import agreement, checkpoint, dry_run, ds_config, hub, restore, space, task_forms
 from launch.args import flag, parse, require
 from launch.costs import Tokens, task_flops
 from launch.distributed import World
@@ -77,6 +77,9 @@ class Evaluation:
 
     eval_only: bool = flag(False, "measure --model as it is: nothing is trained")
     predict: Path | None = flag(None, "write the predictions on the evaluation data there, too", "FILE")
+    onnx: bool = flag(
+        False, "with --eval-only: the ONNX files beside the weights, too, one input at a time: score, size and latency"
+    )
     test: bool = flag(False, "with --eval-only --predict: on GLUE's test set, which has no labels; its server marks it")
     seeds: int = flag(
         1, "runs, by --seed and the numbers after it, each in a folder of its own; their median counts", "RUNS"
@@ -88,6 +91,8 @@ class Evaluation:
             require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
         alone = self.eval_only and self.predict is not None
         require(not self.test or alone, "test", self.test, "has no labels: give --eval-only and --predict FILE with it")
+        marked = self.eval_only and not self.test
+        require(not self.onnx or marked, "onnx", self.onnx, "is for --eval-only, on data with labels")
         near = self.predict.parent if self.predict else Path()
         require(near.is_dir(), "predict", self.predict, f"there is no folder {near}")
         require(not self.predict or not self.predict.is_dir(), "predict", self.predict, "must be a file")
@@ -208,16 +213,23 @@ def load_config(paths: Paths) -> ds_config.Json:
 
 def evaluate(inputs: Inputs, paths: Paths, evaluation: Evaluation, world: World) -> None:
     """Measure a model as it is, in fp32."""
+    require(not evaluation.onnx or world.ranks == 1, "onnx", True, "measures latency: start one process alone")
     require(RunFolder(paths.output).recorded() is None, "output", paths.output, HOLDS_A_RUN)
     with agreement.together():
         model = heads.load(paths.model, inputs.task.head, inputs.task.labels, known=True)
         inputs.check((paths.model, model))
     tuner = FineTuner(model.to(world.device), None, TaskObjective())
+    forms = task_forms.opened(paths.model, inputs.task.head) if evaluation.onnx else []
     examiner = Examiner(tuner, inputs, world, evaluation.eval_batch)
     with bar(examiner.batches, " batches", "measuring") as progress:
         metrics = examiner.measure(lambda _: progress.update())
     if inputs.labelled:
-        keep_result(RunFolder(paths.output), inputs, paths, evaluation, examiner, world, seed=None, step=None)
+        rows = task_forms.measure(forms, inputs) if forms else []
+        more = {"production": rows} if rows else {}
+        keep_result(RunFolder(paths.output), inputs, paths, evaluation, examiner, world, seed=None, step=None, **more)
+        for row in rows:
+            size, time = f"{row['bytes'] / 1e6:.1f} MB", f"{1e3 * row['seconds']:.1f} ms an input"
+            say(f"{inputs.task.name} | {row['form']} | {shown(row['metrics'])} | {size} | {time}")
     elif world.is_main and evaluation.predict:
         examiner.write(evaluation.predict)
     if world.is_main:
@@ -258,7 +270,7 @@ def several(
 
 def keep_result(
     folder: RunFolder, inputs: Inputs, paths: Paths, evaluation: Evaluation, examiner: Examiner, world: World,
-    **of_run: int | None,
+    **of_run: Any,
 ) -> None:  # fmt: skip
     """Write `result.json`, and the predictions if they are asked for; `main` is the metric that counts."""
     if not world.is_main:

@@ -189,5 +189,5 @@ FREE = frozenset({
     "max_steps", "epochs", "stop_at_step", "log_interval", "checkpoint_interval", "eval_interval", "fresh",
     "allow_change", "local_rank", "deepspeed", "deepspeed_config", "data", "valid_data", "teacher", "student", "output",
     "compile", "token_block", "keep_last", "keep_every", "ranks", "time_limit", "max_bad_steps", "hang_timeout",
-    "dry_run", "eval_only", "predict", "test", "seeds", "eval_batch", "price_per_hour",
+    "dry_run", "eval_only", "predict", "onnx", "test", "seeds", "eval_batch", "price_per_hour",
 })  # fmt: skip

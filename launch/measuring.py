@@ -24,7 +24,7 @@ from launch.progress import bar
 from launch.reporting import forms, speed
 from launch.reporting.document import STUDENT, TEACHER, Measured
 from launch.reporting.speed import Go, Sample
-from model import heads, hf
+from model import heads, hf, onnx_export
 from model.config import read_values
 from model.distiller import Distiller
 from model.losses import Objective
@@ -32,7 +32,6 @@ from model.pretrained import DilBertForMaskedLM
 
 BATCH = 16  # held-out sequences at once; the figures do not depend on it
 CPU = torch.device("cpu")
-TORCH = "torch fp32"  # a production form: the whole model by `transformers`
 
 Json = dict[str, Any]
 Gap = tuple[str, str]  # what is not measured, and why
@@ -140,15 +139,8 @@ def size(role: str, model: Model) -> Json:
         "hidden_size": config.hidden_size,
         "parameters": total,
         "without_embeddings": total - costs.embedding_parameters(config),
-        "bytes": weight_bytes(model.folder),
+        "bytes": hf.weight_bytes(model.folder),
     }
-
-
-def weight_bytes(folder: Path) -> int:
-    """Of the file that is loaded, or of all its shards."""
-    name = next(name for name in hf.WEIGHT_FILES if (folder / name).exists()).removesuffix(".index.json")
-    stem, _, kind = name.partition(".")
-    return sum(path.stat().st_size for path in folder.glob(f"{stem}*.{kind}"))
 
 
 # --- speed ---
@@ -248,10 +240,10 @@ def production(
         return [], [("production forms", f"no {forms.FILES['ONNX']} beside the weights")]
     if not importlib.util.find_spec("onnxruntime"):
         return [], [("production forms", "onnxruntime is not installed: the dependency group onnx")]
-    opened = {name: forms.open_onnx(path) for name, path in paths.items()}
+    opened = {name: of_words(onnx_export.open_file(path)) for name, path in paths.items()}
     goes: dict[speed.Name, Go] = {}
     for role in dict.fromkeys(role for _, role in paths):
-        goes[TORCH, role] = by_transformers(models[role].stock())
+        goes[forms.TORCH, role] = by_transformers(models[role].stock())
         goes |= {name: on_sample(logits) for name, logits in opened.items() if name[1] == role}
     length = min(max(measuring.lengths), *(model.positions for model in models.values()))
     timed = {row["form"]: row for row in speed.measure(goes, [(1, length)], measuring.rounds, vocabulary(models), CPU)}
@@ -259,13 +251,24 @@ def production(
     for form, role in goes:
         row = {"role": role, "form": form, "length": length}
         row |= {name: timed[form][role][name] for name in ("seconds", "tokens_per_second")}
-        if form == TORCH:
-            row |= {"bytes": weight_bytes(models[role].folder), "accuracy": words[role]["accuracy"] if words else None}
+        if form == forms.TORCH:
+            share = words[role]["accuracy"] if words else None
+            row |= {"bytes": hf.weight_bytes(models[role].folder), "accuracy": share}
         else:
             share = masked_accuracy(opened[form, role], data, f"{role}, {form}") if data else None
             row |= {"bytes": paths[form, role].stat().st_size, "accuracy": share}
         rows.append(row)
     return rows, []
+
+
+def of_words(run: onnx_export.Run) -> forms.Logits:
+    """A masked language model's, of text without token types."""
+
+    def logits(ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        types_BL = torch.zeros_like(ids_BL)
+        return run({"input_ids": ids_BL, "attention_mask": mask_BL, "token_type_ids": types_BL})["logits"]
+
+    return logits
 
 
 def on_sample(logits: forms.Logits) -> Go:

@@ -1,7 +1,7 @@
 """A task's data as features, and a model's marks on it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -74,6 +74,19 @@ class Inputs:
         types = max(int(features.types.max()) for features in parts) + 1
         check_features(self.source, max(features.longest for features in parts), types, *shapes)
 
+    def score(self, outputs: Mapping[str, Sequence[np.ndarray]]) -> dict[str, float]:
+        """The task's metrics on the held-out data; with several splits, their names stand before them.
+
+        Args:
+            outputs: of each split, as `Task.score` takes them.
+        """
+        found: dict[str, float] = {}
+        for name, (examples, features) in self.held_out.items():
+            prefix = f"{name}_" if len(self.held_out) > 1 else ""
+            scores = self.task.score(examples, features, outputs[name], self.settings)
+            found |= {f"{prefix}{metric}": value for metric, value in scores.items()}
+        return found
+
 
 class Examiner:
     """Measures a model on the task's held-out data; all ranks take part.
@@ -98,20 +111,14 @@ class Examiner:
         return sum(math.ceil(len(features) / (self.size * self.world.ranks)) for _, features in held_out)
 
     def measure(self, alive: Callable[[str], None] = lambda _: None) -> dict[str, float]:
-        """The task's metrics, the same on all ranks; with several splits, their names stand before them. None of data
-        without labels.
+        """The task's metrics, the same on all ranks; none of data without labels.
 
         Args:
             alive: called before each batch.
         """
-        self.metrics, splits = {}, self.inputs.held_out
-        for name, (examples, features) in splits.items():
-            outputs = self.outputs[name] = self._outputs(features, alive)
-            if not self.inputs.labelled:
-                continue
-            prefix = f"{name}_" if len(splits) > 1 else ""
-            scores = self.inputs.task.score(examples, features, outputs, self.inputs.settings)
-            self.metrics |= {f"{prefix}{metric}": value for metric, value in scores.items()}
+        held_out = self.inputs.held_out.items()
+        self.outputs = {name: self._outputs(features, alive) for name, (_, features) in held_out}
+        self.metrics = self.inputs.score(self.outputs) if self.inputs.labelled else {}
         return self.metrics
 
     def _outputs(self, features: Features, alive: Callable[[str], None]) -> list[np.ndarray]:

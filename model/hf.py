@@ -180,6 +180,13 @@ def has_weights(folder: Path) -> bool:
     return any((folder / name).exists() for name in WEIGHT_FILES)
 
 
+def weight_bytes(folder: Path) -> int:
+    """Of the file that is loaded, or of all its shards."""
+    name = next(name for name in WEIGHT_FILES if (folder / name).exists()).removesuffix(".index.json")
+    stem, _, kind = name.partition(".")
+    return sum(path.stat().st_size for path in folder.glob(f"{stem}*.{kind}"))
+
+
 def fetch(name: str) -> Path:
     """The folder of a model, by path or hub name; `.bin` files are only fetched where there is no safetensors."""
     folder = hub.fetch(

@@ -26,6 +26,7 @@ from model.heads import TaskModel
 from model.pretrained import DilBertForMaskedLM
 
 FOLDER, FP32, INT8 = "onnx", "model.onnx", "model_int8.onnx"
+INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 MOST_BYTES = 2**31 - 2**20  # protobuf holds 2 GB, the network's graph included
 TRACED = (2, 8)  # sequences and their length; no other number may matter
@@ -88,18 +89,33 @@ def export(folder: Path, model: DilBertForMaskedLM | TaskModel, int8: bool) -> l
     return forms
 
 
-def open_file(path: Path) -> Run:
-    """An ONNX file, on the processor, with as many threads as torch has."""
+def open_file(path: Path, kind: str | None = None) -> Run:
+    """An ONNX file, on the processor, with as many threads as torch has; of the inputs it is given, it takes its own.
+
+    Args:
+        kind: of the task head; None: it predicts masked words.
+
+    Raises:
+        CheckpointError: damaged, or with inputs that are not a BERT's, or without the outputs of such a head.
+        ImportError: onnxruntime is not installed.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has classes of its own for each kind of damage
+        raise CheckpointError(f"{path}: can't be read as an ONNX model, export it again: {error}") from error
+    takes, gives = ([value.name for value in values] for values in (session.get_inputs(), session.get_outputs()))
+    if strange := sorted(set(takes) - INPUTS):
+        raise CheckpointError(f"{path}: wants {', '.join(strange)}; a BERT has no such input")
+    if missing := [name for name in verify.names(kind) if name not in gives]:
+        raise CheckpointError(f"{path}: has no {', '.join(missing)}, but {', '.join(gives)}; export it again")
 
     def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        arrays = session.run(names, {name: value.numpy() for name, value in inputs.items()})
-        return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
+        arrays = session.run(gives, {name: inputs[name].numpy() for name in takes})
+        return {name: torch.from_numpy(array) for name, array in zip(gives, arrays, strict=True)}
 
     return run
 
@@ -124,7 +140,7 @@ def _quantize(source: Path, target: Path) -> None:
 
 def _compare(path: Path, inputs: dict[str, Tensor], expected: Any, kind: str | None, most: float) -> Form:
     """Raises CheckpointError beyond a difference of `most`."""
-    found, mask_BL = open_file(path)(inputs), inputs["attention_mask"]
+    found, mask_BL = open_file(path, kind)(inputs), inputs["attention_mask"]
     off = verify.difference(*(verify.logits(outputs, mask_BL, kind) for outputs in (found, expected)))
     if not off <= most:
         raise CheckpointError(f"{path.name}: its logits differ from torch's by {off:.2e} of their largest value")

@@ -21,7 +21,8 @@ LEAVES = {
 }
 # Entry points that compose: they may join rooms, and no room may import them.
 COMPOSERS = {"model.export", "model.import_checkpoint", "launch.evaluate", "launch.showcase", "launch.plan",
-             "launch.tasks", "launch.report", "launch.measuring", "launch.samples"}  # fmt: skip
+             "launch.tasks", "launch.task_forms", "launch.report", "launch.measuring",
+             "launch.samples"}  # fmt: skip
 
 
 def modules() -> dict[str, Path]:

@@ -256,7 +256,7 @@ def test_the_figures_of_a_report(tmp_path):
         text = card(report)
         for table in (tables.sizes(report), tables.production(report)):
             assert terminal.markdown([table]) in text
-        assert "| student | ONNX int8 |     67.4 | 66.0 |" in text
+        assert "| student | ONNX int8 | masked words right |     67.4 |    128 | 66.0 |" in text
         assert "67.4" not in card(own)
         assert report["export"] == own["export"]
         assert rows(text)["steps"] == "15"

@@ -1,6 +1,8 @@
 """finetune_dilbert.py, end to end: like pre-training, it does not depend on how it is cut or interrupted."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,9 @@ from jobs import NO_DROPOUT, config_file, make_models, write_squad, write_sst2
 from ranks import command_line, read_log, run_ranks
 
 from data.tasks import TASKS
+from launch import report
 from launch.run_folder import RunFolder
+from model import export, onnx_export
 
 NEVER = {"seq_classif_dropout": 0.0, "qa_dropout": 0.0}
 WINDOWS = ["--max-length", 20, "--doc-stride", 4, "--max-query-length", 4]  # several a question
@@ -73,22 +77,18 @@ def finished(models, sst2, config, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(finished, tmp_path_factory) -> Path:
-    from model.export import export
-
     folder = tmp_path_factory.mktemp("exported") / "sst2"
-    export(finished, folder)
+    export.export(finished, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def answering(models, squad, config, tmp_path_factory) -> Path:
     """A BERT that finds the tree: its `run`, `answers.json`, and `model`, exported."""
-    from model.export import export
-
     folder = tmp_path_factory.mktemp("answering")
     run, train = folder / "run", ["--deepspeed_config", config, "--epochs", 20, "--predict", folder / "answers.json"]
     tune(words("squad", squad, models[0], run, *train, "--max-length", 48, "--doc-stride", 8, "--max-query-length", 8))
-    export(run, folder / "model")
+    export.export(run, folder / "model")
     return folder
 
 
@@ -134,11 +134,9 @@ def test_changes_are_refused(models, sst2, config, tmp_path):
 @pytest.fixture(scope="module")
 def bert_that_knows(models, sst2, config, tmp_path_factory) -> Path:
     """A teacher for SST-2."""
-    from model.export import export
-
     folder = tmp_path_factory.mktemp("teacher")
     tune(words("sst2", sst2, models[0], folder / "run", "--deepspeed_config", config, "--epochs", 4))
-    export(folder / "run", folder / "model")
+    export.export(folder / "run", folder / "model")
     return folder / "model"
 
 
@@ -275,6 +273,49 @@ def test_squad(answering, squad):
         if begin <= end:
             same.append(context[offsets[begin][0] : offsets[end][1]] == found[paragraph["qas"][0]["id"]])
     assert np.mean(same) > 0.9, "what the best start and end of `transformers` say"
+
+
+@pytest.mark.parametrize("task", ["sst2", "squad"])
+def test_production_forms_from_an_export_to_a_report(
+    task, exported, sst2, answering, squad, tmp_path, monkeypatch, capsys
+):
+    """ONNX files score what torch does, and a report shows it, with size and latency."""
+    for library in onnx_export.LIBRARIES:
+        pytest.importorskip(library, reason="writes and runs ONNX files: the dependency group onnx")
+    source, data, more = {"sst2": (exported, sst2, []), "squad": (answering / "model", squad, WINDOWS)}[task]
+    model, run = shutil.copytree(source, tmp_path / "model"), tmp_path / "run"
+    argv = [*words(task, data, model, run, *more), "--eval-only", "--onnx"]
+    assert "has no onnx/model.onnx: `python -m model.export" in tune(argv, expect=2)
+    export.add(model, export.Extras(int8=True), None)
+    assert "--onnx True: measures latency: start one process alone" in tune(argv, ranks=2, expect=2)
+    said = tune(argv)
+
+    result = RunFolder(run).read("result.json")
+    main, (stock, onnx, int8) = result["main"], result["production"]
+    assert [row["form"] for row in result["production"]] == ["torch fp32", "ONNX", "ONNX int8"]
+    assert stock["metrics"] == onnx["metrics"] == result["metrics"]
+    assert result["metrics"][main] > 0.8
+    assert int8["metrics"][main] == pytest.approx(result["metrics"][main], abs=0.1)
+    files = [model / name for name in ("model.safetensors", "onnx/model.onnx", "onnx/model_int8.onnx")]
+    assert [row["bytes"] for row in result["production"]] == [file.stat().st_size for file in files]
+    assert all(row["seconds"] * row["tokens_per_second"] == pytest.approx(row["length"]) for row in (onnx, int8))
+    if task == "sst2":
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        texts = [line.split("\t")[0] for line in (sst2 / "dev.tsv").read_text().splitlines()[1:]]
+        assert onnx["length"] == pytest.approx(np.mean([len(tokenizer(text)["input_ids"]) for text in texts]))
+    assert f"ONNX int8 | {main if task == 'sst2' else 'exact'} {next(iter(int8['metrics'].values())):.4f}" in said
+
+    monkeypatch.setattr(sys, "argv", ["report", "--runs", str(run), "--output", str(tmp_path / "report")])
+    report.main()
+    printed = [cell.strip() for cell in capsys.readouterr().out.split(" | ")]
+    rows = json.loads((tmp_path / "report" / "report.json").read_text())["production"]
+    assert [(row["form"], row["task"], row["score"]) for row in rows] == [
+        (row["form"], task, row["metrics"][main]) for row in result["production"]
+    ]
+    at = printed.index("ONNX int8")
+    title, size = {"sst2": "SST-2", "squad": "SQuAD 1.1"}[task], f"{int8['bytes'] / 1e6:.1f}"
+    assert printed[at + 1 : at + 3] == [f"{title}, {main}", size]
+    assert f'<td class="word">{title}, {main}</td><td>{size}</td>' in (tmp_path / "report" / "index.html").read_text()
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

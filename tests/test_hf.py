@@ -402,6 +402,13 @@ def test_a_pickle_does_not_run(zipped: bool, tmp_path: Path) -> None:
 # The hub.
 
 
+def test_weights_in_shards_are_added_up(tmp_path: Path) -> None:
+    for name, size in (("model-00001-of-2.safetensors", 7), ("model-00002-of-2.safetensors", 5), ("other.bin", 100)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    assert hf.weight_bytes(tmp_path) == 12
+
+
 def hub_of(folder: Path, asked: list[tuple[str, tuple[str, ...]]]) -> Callable[..., str]:
     """A stand-in for the hub that has one model, and notes what it is asked for."""
 

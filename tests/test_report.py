@@ -33,6 +33,8 @@ TASKS = {
     "squad": ("f1", {"f1": 0.8, "exact": 0.7}),
     "stsb": ("pearson", {"pearson": 0.6, "spearman": 0.5}),
 }
+FORM = {"form": "ONNX int8", "bytes": 700_000, "length": 25.25, "seconds": 0.0015, "tokens_per_second": 16_833.0,
+        "metrics": {"accuracy": 0.75}, "machine": "another processor"}  # fmt: skip
 LOG = (
     {"step": 10, "loss": 0.7, "lr": 1e-4, "seconds_per_step": 0.5, "tokens_per_second": 100.0},
     {"step": 15, "loss": 0.5, "lr": 1e-4, "seconds_per_step": 2.0, "tokens_per_second": 50.0, "loss_scale": 8.0},
@@ -255,6 +257,10 @@ def test_what_is_left_out_is_named(tmp_path):
         ({"model": 3}, "'model' is 3; must be of type str"),
         ({"examples": None}, "'examples' is None; must be of type dict"),
         ({"step": "last"}, "'step' is 'last'; must be of type int | None"),
+        ({"production": {}}, "'production' is {}; must be of type list | None"),
+        ({"production": ["ONNX"]}, "'form' is None; must be of type str"),
+        ({"production": [FORM | {"seconds": "1"}]}, "'seconds' is '1'; must be of type int | float"),
+        ({"production": [FORM | {"metrics": {"f1": 0.5}}]}, "the main metric, accuracy, is none of f1"),
         ({"examples": {"dev": 10}}, "figures on different data can't be compared"),
     ],
 )
@@ -428,6 +434,7 @@ def everything(tmp_path: Path) -> dict:
     folders = [tuned(tmp_path / f"{role}-{task}", role, task, score=0.1 + 0.05 * place + 0.02 * (role == "t"))
                for place, task in enumerate(TASKS) for role in ("t", "s", odd)]  # fmt: skip
     folders.append(tuned(tmp_path / "again", "s", "squad", score=0.29, teacher="t-squad"))
+    folders.append(tuned(tmp_path / "export", "models/s-sst2", score=0.8, step=None, seed=None, production=[FORM]))
     rows = [{"form": form, "batch": batch, "length": 32, "tokens": 24 * batch,
              "teacher": {"seconds": 0.02 * batch, "tokens_per_second": 1200.0, "rounds": [0.02 * batch]},
              "student": {"seconds": 0.01 * batch, "tokens_per_second": 2400.0, "rounds": [0.01 * batch]}, "ratio": 2.0}
@@ -476,7 +483,11 @@ def test_page_terminal_and_json_have_the_same_numbers(tmp_path):
         ["masked-LM loss, nats", "2.0000", "2.2500"], ["masked words right, %", "50.0", "-"],
         ["KL divergence from the teacher, nats", "-", "0.1250"], ["first choice is the teacher's, %", "-", "87.5"],
     ]  # fmt: skip
-    assert reader.tables[3][1] == ["student", "ONNX", "2.5", "4.00", "32,000", "-"]
+    assert reader.tables[3][1:] == [
+        ["student", "ONNX", "masked words right", "2.5", "128", "4.00", "32,000", "-"],
+        ["s-sst2", "ONNX int8", "SST-2, accuracy", "0.7", "25", "1.50", "16,833", "75.0"],
+    ]
+    assert "Of tasks: means over the development set, on another processor." in text
     assert reader.tables[2][1] == ["padded", "1 x 32", "20.0", "10.0", "2.00 x", "1,200", "2,400"]
     assert reader.tables[1][1] == ["parameters", "1,000", "750", "75.0 %", "110 M", "66 M", "60.0 %"]
 
@@ -525,9 +536,10 @@ def test_the_document_says_what_is_in_it(tmp_path):
     assert body["format"] == documents.FORMAT == 1
     parts = (body, body["tasks"][0], body["average"]["student"], body["speed"][0], body["models"][0],
              body["pretraining"][0], body["finetuning"][0], body["held_out"]["student"],
-             body["production"][0])  # fmt: skip
+             *body["production"])  # fmt: skip
     roles = {"teacher", "student"}
     missing = [name for part in parts for name in part if name not in documents.__doc__ and name not in roles]
+    assert len(body["production"]) == 2
     assert missing == []
 
 
@@ -599,13 +611,6 @@ def test_both_forms_compute_the_same(models):
         with torch.no_grad():
             theirs = measuring.padded(model, device)(sample).last_hidden_state[sample.mask_BL.bool()]
             torch.testing.assert_close(measuring.packed(model, device)(sample), theirs, atol=1e-5, rtol=1e-4)
-
-
-def test_weights_in_shards_are_added_up(tmp_path):
-    for name, size in (("model-00001-of-2.safetensors", 7), ("model-00002-of-2.safetensors", 5), ("other.bin", 100)):
-        (tmp_path / name).write_bytes(b"x" * size)
-    (tmp_path / "model.safetensors.index.json").write_text("{}")
-    assert measuring.weight_bytes(tmp_path) == 12
 
 
 def kl_of(models: tuple[Path, Path], dataset: Dataset, counts: object) -> float:

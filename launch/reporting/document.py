@@ -19,7 +19,9 @@ key or row that is not there; `not_measured` says why. Format 1:
     speed           [{form, batch, length (tokens of the longest sequence), tokens,
                       role: {seconds, tokens_per_second, rounds: [seconds]}, ratio: teacher's time / student's}]
     production      [{role, form, bytes, length, seconds, tokens_per_second, accuracy}]: whole models on the processor,
-                      one sequence at a time; accuracy as in held_out
+                      one sequence at a time; accuracy as in held_out. Of models for tasks, role is one of the columns,
+                      length and seconds are means over the held-out data, and in the place of accuracy stand
+                      {task, metric (main), score, machine}
     held_out        {data, sequences, role: {loss_mlm, accuracy, student's also: kl, agreement}}; or null
     pretraining     [{run, flags, fingerprint, environment, seconds, tokens, energy_kwh and cost where the log has them,
                       curves: {name: {step: [], value: []}}}]
@@ -79,7 +81,7 @@ def document(date: str, teacher: str | None, student: str | None, runs: Runs, me
         "columns": columns,
         "average": {column: average for column in columns if (average := _average(tasks, column))},
         "speed": list(measured.speed),
-        "production": list(measured.production),
+        "production": [*measured.production, *_production(by_task)],
         "held_out": _finite(measured.held_out),
         "pretraining": [_pretraining(run) for run in runs.pretrained],
         "finetuning": [
@@ -214,6 +216,17 @@ def _finetuning(run: Tuned, column: str) -> Json:
         **_taken(run.log),
         "curves": curves(run.log),
     }
+
+
+def _production(by_task: Mapping[str, Mapping[str, Sequence[Tuned]]]) -> list[Json]:
+    """What `finetune_dilbert.py --onnx` measured of models for tasks."""
+    return [
+        {"role": column, **form, "task": run.task, "metric": run.main, "score": form["metrics"][run.main]}
+        for task in sorted(by_task, key=_place)
+        for column, runs in by_task[task].items()
+        for run in runs
+        for form in run.production
+    ]
 
 
 def _taken(log: Sequence[Json]) -> Json:

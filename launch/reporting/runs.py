@@ -15,7 +15,9 @@ from launch.log import LOG, read_log
 
 Row = dict[str, Any]
 RESULT = {"task": str, "main": str, "metrics": dict, "model": str, "teacher": str | None, "seed": int | None,
-          "step": int | None, "examples": dict, "precision": str | None}  # fmt: skip
+          "step": int | None, "examples": dict, "precision": str | None, "production": list | None}  # fmt: skip
+FORM = {"form": str, "bytes": int, "length": int | float, "seconds": int | float, "tokens_per_second": int | float,
+        "metrics": dict, "machine": str}  # fmt: skip
 CONFIG = {"flags": dict, "model": dict, "deepspeed_config": dict}
 MOVED_ASIDE = re.compile(r"\.old-\d+$")  # what --fresh calls an earlier run
 
@@ -32,6 +34,7 @@ class Tuned:
         model_type: "bert" or "distilbert"; None: not recorded.
         flags, deepspeed: as the run was started; {} where a model was measured as it was.
         precision: of the weights that were measured, "fp32", "bf16" or "fp16"; None: not recorded.
+        production: what `--onnx` measured, see `launch.task_forms.measure`.
     """
 
     path: Path
@@ -48,6 +51,7 @@ class Tuned:
     flags: dict[str, Any]
     deepspeed: dict[str, Any]
     precision: str | None
+    production: list[Row]
 
 
 @dataclass(frozen=True)
@@ -148,17 +152,24 @@ def _tuned(folder: Path, config: dict[str, Any], result: dict[str, Any], log: li
     _check_kinds(path, {**dict.fromkeys(RESULT), **result}, RESULT)
     if task not in (None, result["task"]):
         raise DataError(f"{path}: figures of task {result['task']}, in a run of {task} (config.json)")
-    metrics = result["metrics"]
+    production = result.get("production") or []
+    for row in production:
+        _check_kinds(path, {**dict.fromkeys(FORM), **(row if isinstance(row, dict) else {})}, FORM)
+    for metrics in (result["metrics"], *(row["metrics"] for row in production)):
+        _check_metrics(path, metrics, result["main"])
+    return Tuned(
+        folder, result["task"], result["main"], result["metrics"], result["model"], result.get("teacher"),
+        result.get("seed"), result.get("step"), result["examples"], config.get("model", {}).get("model_type"), log,
+        config.get("flags", {}), config.get("deepspeed_config", {}), result.get("precision"), production,
+    )  # fmt: skip
+
+
+def _check_metrics(path: Path, metrics: dict[str, Any], main: str) -> None:
     for name, value in metrics.items():
         if not isinstance(value, int | float) or not math.isfinite(value) or abs(value) > 1:
             raise DataError(f"{path}: {name} is {value!r}; must be a fraction, from -1 to 1")
-    if result["main"] not in metrics:
-        raise DataError(f"{path}: the main metric, {result['main']}, is none of {', '.join(metrics) or 'none'}")
-    return Tuned(
-        folder, result["task"], result["main"], metrics, result["model"], result.get("teacher"), result.get("seed"),
-        result.get("step"), result["examples"], config.get("model", {}).get("model_type"), log,
-        config.get("flags", {}), config.get("deepspeed_config", {}), result.get("precision"),
-    )  # fmt: skip
+    if main not in metrics:
+        raise DataError(f"{path}: the main metric, {main}, is none of {', '.join(metrics) or 'none'}")
 
 
 def _check_alike(tuned: Iterable[Tuned]) -> None:

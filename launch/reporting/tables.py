@@ -205,21 +205,26 @@ def _machine(report: Json) -> str:
 
 def production(report: Json) -> Table | None:
     """What is deployed."""
+    if not report["production"]:
+        return None
+    names = short(list(dict.fromkeys(row["role"] for row in report["production"])))
     rows = [
         (
-            row["role"], row["form"], amount(row["bytes"] / 1e6, 1), milliseconds(row["seconds"]),
-            amount(row["tokens_per_second"]), percent(row["accuracy"]),
+            names[row["role"]], row["form"], _scored_by(row), amount(row["bytes"] / 1e6, 1), amount(row["length"]),
+            milliseconds(row["seconds"]), amount(row["tokens_per_second"]),
+            percent(row["score" if "task" in row else "accuracy"]),
         )
         for row in report["production"]
     ]  # fmt: skip
-    if not rows:
-        return None
-    note = (
-        f"Whole models, with their heads, on the processor, one sequence of {report['production'][0]['length']} tokens "
-        f"at a time, in turn. {NONE}: not measured."
-    )
-    head = ("model", "form", "file, MB", "ms", "tokens/s", "masked words right, %")
-    return Table("Production forms", head, rows, words=2, note=note)
+    machines = dict.fromkeys(row["machine"] for row in report["production"] if "task" in row)
+    tasks = f" Of tasks: means over the development set, on {'; '.join(machines)}." if machines else ""
+    note = f"Whole models, with their heads, on the processor, one sequence at a time, in turn.{tasks}"
+    head = ("model", "form", "scored by", "file, MB", "tokens", "ms", "tokens/s", "score, %")
+    return Table("Production forms", head, rows, words=3, note=f"{note} {NONE}: not measured.")
+
+
+def _scored_by(row: Json) -> str:
+    return f"{task_title(row['task'])}, {row['metric']}" if "task" in row else "masked words right"
 
 
 def held_out(report: Json) -> Table | None:
