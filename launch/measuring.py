@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,7 +111,7 @@ def measured(models: Models, measuring: Measuring, masking: MaskingSettings) -> 
         model.network.to(device)
     gaps = [(f"size, speed and masked words of the {role}", f"no --{role}")
             for role in (TEACHER, STUDENT) if role not in models]  # fmt: skip
-    words = masked_words(models, data) | {"data": str(measuring.data)} if data else None
+    words = masked_words(models, data) | {"data": str(measuring.data), "masking": asdict(masking)} if data else None
     if data is None:
         gaps.append(("held-out masked words", "no --data"))
     rows: list[Json] = []

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -441,7 +442,8 @@ def everything(tmp_path: Path) -> dict:
             for form in ("padded", "packed") for batch in (1, 8)]  # fmt: skip
     model = {"layers": 4, "hidden_size": 8, "parameters": 1000, "without_embeddings": 400, "bytes": 4096, "name": "t"}
     half = {"layers": 2, "hidden_size": 8, "parameters": 750, "without_embeddings": 200, "bytes": 2048, "name": "s"}
-    words = {"data": "valid", "sequences": 3, "teacher": {"loss_mlm": 2.0, "accuracy": 0.5},
+    words = {"data": "valid", "sequences": 3, "masking": asdict(MaskingSettings(mlm_smoothing=0.0)),
+             "teacher": {"loss_mlm": 2.0, "accuracy": 0.5},
              "student": {"loss_mlm": 2.25, "accuracy": float("nan"), "kl": 0.125, "agreement": 0.875}}  # fmt: skip
     measured = Measured(
         {"device": "a processor", "threads": 2, "torch": "2.13.0", "python": "3.12"},
@@ -662,6 +664,7 @@ def test_all_of_it_from_the_command_line(models, dataset_folder, dataset, tmp_pa
     counts = Corpora.open((str(dataset_folder),)).counts(dataset.vocabulary)
     assert found["kl"] == pytest.approx(kl_of(models, dataset, counts), rel=1e-4)
     assert body["held_out"]["teacher"].keys() == {"loss_mlm", "accuracy"}
+    assert "15% of the tokens, rare ones favoured by count ^ -0.7 (--mlm-smoothing)" in " ".join(printed.split())
 
     assert task_of(body)["retention"]["student"] == pytest.approx(0.8)
     assert (

@@ -22,7 +22,8 @@ key or row that is not there; `not_measured` says why. Format 1:
                       one sequence at a time; accuracy as in held_out. Of models for tasks, role is one of the columns,
                       length and seconds are means over the held-out data, and in the place of accuracy stand
                       {task, metric (main), score, machine}
-    held_out        {data, sequences, role: {loss_mlm, accuracy, student's also: kl, agreement}}; or null
+    held_out        {data, sequences, masking: its flags, role: {loss_mlm, accuracy, student's also: kl, agreement}};
+                      or null
     pretraining     [{run, flags, fingerprint, environment, seconds, tokens, energy_kwh and cost where the log has them,
                       curves: {name: {step: [], value: []}}}]
     finetuning      [{run, task, column, seed, step, teacher, main, score, seconds, tokens, energy_kwh, cost, curves}]

@@ -241,11 +241,19 @@ def held_out(report: Json) -> Table | None:
             ("first choice is the teacher's, %", "agreement", percent),
         )
     ]  # fmt: skip
+    which = f": {masks(figures['masking'])}" if "masking" in figures else ""  # an older report.json has none
     note = (
-        f"{figures['sequences']:,} held-out sequences of {figures['data']}, the same masks for all. KL divergence: a "
-        f"token, at temperature 1; loss and shares: of masked words. {NONE}: not measured."
+        f"{figures['sequences']:,} held-out sequences of {figures['data']}, the same masks for all{which}. "
+        f"KL divergence: a token, at temperature 1; loss and shares: of masked words. {NONE}: not measured."
     )
     return Table("Held-out masked words", ("", *roles), rows, note=note)
+
+
+def masks(settings: Json) -> str:
+    """What is masked, by the flags of `data.masking`. Figures of other masks, such as a run's own, do not compare."""
+    favour = settings["mlm_smoothing"]
+    rare = f"rare ones favoured by count ^ -{favour:g} (--mlm-smoothing)" if favour else "all words alike"
+    return f"{settings['mlm_mask_prop']:.0%} of the tokens, {rare}"
 
 
 def _four(value: float | None) -> str:

@@ -189,7 +189,7 @@ def main() -> None:
     runs += [output / "runs" / model.name for model in models.values()]
     shutil.rmtree(output / "report", ignore_errors=True)  # an earlier one
     command(sys.executable, "-m", "launch.report", "--teacher", models["teacher"], "--student", models["distilled"],
-            "--data", output / "valid", "--output", output / "report", "--runs", *runs)  # fmt: skip
+            "--data", output / "valid", *MASKING, "--output", output / "report", "--runs", *runs)  # fmt: skip
 
 
 if __name__ == "__main__":
