@@ -121,7 +121,7 @@ def test_the_memory_forecast_holds(layers, width, tmp_path):
     for model in models:
         shutil.copyfile(tokenizer / "vocab.txt", model / "vocab.txt")
         (model / "tokenizer.json").unlink(missing_ok=True)
-    argv = flags(ROOT / "ds_configs" / "cpu.json", tmp_path / "data", models, tmp_path / "run", "--max-steps", "40")
+    argv = flags(ROOT / "ds_configs" / "cpu.json", tmp_path / "data", models, tmp_path / "run", "--max-steps", "12")
 
     def own_process(*more: str) -> str:
         command = [sys.executable, "train_dilbert.py", *argv, *more]
@@ -134,4 +134,4 @@ def test_the_memory_forecast_holds(layers, width, tmp_path):
     measured, forecast = map(float, re.search(r"rank: (\S+) GB at most, forecast (\S+) GB", said).groups())
     assert forecast == pytest.approx(measured, rel=0.15), said
     record = json.loads((tmp_path / "run" / dry_run.FOLDER / "config.json").read_text())
-    assert record["flags"]["max_steps"] == 40
+    assert record["flags"]["max_steps"] == 12
