@@ -293,12 +293,8 @@ def listing(counts: Counter[str]) -> str:
 
 
 def main() -> None:
-    (options,) = parse(
-        "Build a corpus of English from the documentation of Python packages.",
-        Options,
-        example=EXAMPLE,
-        prog="data.docs_corpus",
-    )
+    description = "Build a corpus of English from the documentation of Python packages."
+    (options,) = parse(description, Options, example=EXAMPLE, prog="data.docs_corpus")
     gc.disable()  # syntax trees hold no cycles; the collector would walk them, and all imported modules, in vain
     unwalked: Counter[str] = Counter()
     paths = list(documents(options.packages or installed_packages(), unwalked))

@@ -71,12 +71,8 @@ def windows(
     length = settings.max_length
     assert length is not None
     room = length - settings.max_query_length - tokenizer.backend_tokenizer.num_special_tokens_to_add(True)
-    require(
-        room > 0,
-        "max_length",
-        length,
-        f"leaves no room: questions may have {settings.max_query_length} tokens (--max-query-length)",
-    )
+    rule = f"leaves no room: questions may have {settings.max_query_length} tokens (--max-query-length)"
+    require(room > 0, "max_length", length, rule)
     stride = min(128, room // 2) if settings.doc_stride is None else settings.doc_stride
     rule = f"must be less than the {room} tokens that --max-length and --max-query-length leave for the context"
     require(stride < room, "doc_stride", stride, rule)
