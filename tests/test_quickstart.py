@@ -38,7 +38,7 @@ def test_stopped_is_no_failure(code: int, made: int, tmp_path: Path) -> None:
     for name, body in (("python", "echo 0"), ("deepspeed", f"exit {code}")):
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / "bin" / name).chmod(0o755)
-    words = ["make", "quickstart", "BIN=bin", "--old-file", ".venv/installed"]
+    words = ["make", "--no-print-directory", "quickstart", "BIN=bin", "--old-file", ".venv/installed"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == made, done.stdout + done.stderr
     assert (done.stdout.splitlines()[-1] == last) == (code == 75)
