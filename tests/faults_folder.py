@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from ranks import Job, train
 
 from launch import checkpoint, space
 from launch.errors import CheckpointError, ConfigError, Stopped
+from launch.lock import Lock
 
 FULL, READ_ONLY, TWO = "disk full while saving", "disk read-only while saving", "two starts at once"
 _NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
@@ -144,7 +146,7 @@ def started_twice(workshop: Workshop, settings: Iterable[Setting], seed: int = 0
     for setting in settings:
         run, generator = workshop.new("twice"), random.Random(seed)
         stops = range(STEPS_A_START, workshop.steps + 1, STEPS_A_START)
-        good = [_one_goes_on(workshop, setting, run, stop, generator.choice([0, 0.03, 0.1])) for stop in stops]
+        good = [_one_goes_on(workshop, setting, run, stop, generator.choice([0, 0.003, 0.03])) for stop in stops]
         exact = workshop.is_done_exactly(setting, run)
         for each in good:
             count(table, TWO, EXACT if each and exact else SILENT, setting)
@@ -152,14 +154,29 @@ def started_twice(workshop: Workshop, settings: Iterable[Setting], seed: int = 0
     return table
 
 
-def _one_goes_on(workshop: Workshop, setting: Setting, run: Path, stop: int, delay: float) -> bool:
-    """Two starts, the second so many seconds after the first."""
-    words = workshop.words(setting, run, "--keep-last", "2")
-    words += ["--stop-at-step", str(stop)] if stop < workshop.steps else []
-    with Job(setting.ranks, train, words) as first:
+def meet(place: Path, ranks: int, delay: float) -> None:
+    """In a rank: it asks for the lock so many seconds after that many ranks have come to where they would ask."""
+    take = Lock.take
+
+    def together(lock: Lock) -> None:
+        (place / str(os.getpid())).touch()
+        while len(os.listdir(place)) < ranks:
+            time.sleep(1e-3)
         time.sleep(delay)
-        with Job(setting.ranks, train, words) as second:
-            one, other = sorted((job.results() for job in (first, second)), key=lambda ended: ended[0][0] == 2)
+        take(lock)
+
+    Lock.take = together  # type: ignore[method-assign]
+
+
+def _one_goes_on(workshop: Workshop, setting: Setting, run: Path, stop: int, delay: float) -> bool:
+    """Two starts that meet at the lock; the second asks for it so many seconds after the first."""
+    words, place = workshop.words(setting, run, "--keep-last", "2"), workshop.new("met")
+    words += ["--stop-at-step", str(stop)] if stop < workshop.steps else []
+    place.mkdir()
+    with ExitStack() as jobs:
+        patches = [partial(meet, place, 2 * setting.ranks, seconds) for seconds in (0, delay)]
+        both = [jobs.enter_context(Job(setting.ranks, train, words, patch)) for patch in patches]
+        one, other = sorted((job.results() for job in both), key=lambda ended: ended[0][0] == ConfigError.exit_code)
     done = {code for code, _ in one} == {Stopped.exit_code if stop < workshop.steps else 0}
     refused = all(code == ConfigError.exit_code and "another run is at work in it" in said for code, said in other)
     return done and refused
