@@ -1,6 +1,7 @@
 # Every target makes its own environment (.venv) first; nothing else needs to be installed but Python 3.11+ and g++.
 
 PYTHON ?= python3
+JOBS ?= 2
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -24,8 +25,8 @@ triton: .venv/installed  ## add Triton, for the tests of the CUDA kernels on a C
 quickstart: .venv/installed  ## a whole distillation in minutes: make quickstart [TEACHER=bert-base-uncased CORPUS=dump.txt]
 	TEACHER="$(TEACHER)" CORPUS="$(CORPUS)" bash launch/quickstart.sh || [ $$? = 75 ]
 
-test: .venv/installed  ## the default tests (under 15 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow and not gpu and not cluster"
+test: .venv/installed  ## the default tests (under 15 minutes on 2 cores), JOBS=2 files at once
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu and not cluster"
 
 test-slow: .venv/installed  ## the long tests alone
 	$(BIN)/python -m pytest -m "slow and not gpu and not cluster"

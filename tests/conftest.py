@@ -11,6 +11,7 @@ from pathlib import Path
 
 # Before torch is imported: all but `make test-gpu` is for CPUs, also on a machine with one GPU and two ranks.
 os.environ |= {} if os.environ.get("DILBERT_TEST_GPU") == "1" else {"CUDA_VISIBLE_DEVICES": ""}
+os.environ["COLUMNS"] = "120"  # whatever terminal the tests are started from
 
 import hypothesis
 import pytest

@@ -204,7 +204,7 @@ def test_several_corpora(still_models, dataset_folder, other_folder, tmp_path):
 
 def test_the_log_says_how_long_data_was_waited_for(models, dataset_folder, tmp_path):
     argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-steps", "3")
-    assert "| data wait " in run(1, argv)
+    run(1, argv)
     assert all(0 <= row["data_wait"] < 1 for row in read_log(tmp_path / "run"))
 
 
