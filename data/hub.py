@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from data import optional
-from launch.errors import ConfigError
+from launch.errors import ConfigError, reason
 
 PREFIX = "hub:"
 
@@ -88,6 +88,5 @@ def _asking(dataset: str, cure: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of many kinds: of the network, of the hub, of the cache
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = " ".join(lines[:2]) or type(error).__name__  # the first line may be but a status
-        raise ConfigError(f"'{dataset}' could not be fetched from the Hugging Face hub ({reason}).{cure}") from error
+        why = reason(error)
+        raise ConfigError(f"'{dataset}' could not be fetched from the Hugging Face hub ({why}).{cure}") from error

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from launch.errors import ConfigError, did_you_mean_path
+from launch.errors import ConfigError, did_you_mean_path, reason
 
 # The first names of the published models, and where they live today.
 RENAMED = {
@@ -45,9 +45,9 @@ def fetch(name: str, patterns: tuple[str, ...]) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         if folder.parent != Path() and folder.parent.is_dir():
             raise ConfigError(f"'{name}': no such folder{near}") from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"'{name}' is no folder here, and could not be fetched from the Hugging Face hub ({reason}){near or '.'}\n"
+            f"'{name}' is no folder here, and could not be fetched from the Hugging Face hub ({reason(error)})"
+            f"{near or '.'}\n"
             f"Offline? On a connected machine: `hf download {name} --local-dir FOLDER`, then give the folder."
         ) from error
 

@@ -33,7 +33,7 @@ def time_rows(job: Job, cluster: Cluster, step: Step, steps: int) -> Iterator[Ro
 
 
 def memory_rows(job: Job, cluster: Cluster, step: Step, chunk: int, capacity: float) -> Iterator[Row]:
-    """GB of a GPU by part, their sum, and whether they fit: 5 % are left to CUDA and to gaps.
+    """Memory of a GPU by part, their sum, and whether they fit: 5 % are left to CUDA and to gaps.
 
     Args:
         chunk: rows of logits at once.
@@ -50,11 +50,11 @@ def memory_rows(job: Job, cluster: Cluster, step: Step, chunk: int, capacity: fl
         "activations": f"{tokens:,.0f} tokens of a micro-batch",
         "logits": f"{min(tokens, chunk):,.0f} rows of both models",
     }
-    for name, size in parts.items():
-        yield name, f"{size / 1e9:.2f} GB", why.get(name, "")
-    total = sum(parts.values()) / 1e9
-    verdict = "fits" if total < 0.95 * capacity else "TOO MUCH: a smaller --micro-batch"
-    yield "in all", f"{total:.2f} GB", f"at most, of {capacity:.0f} GB, without CUDA's own: {verdict}"
+    for name, part in parts.items():
+        yield name, size(part), why.get(name, "")
+    total = sum(parts.values())
+    verdict = "fits" if total < 0.95e9 * capacity else "TOO MUCH: a smaller --micro-batch"
+    yield "in all", size(total), f"at most, of {capacity:.0f} GB, without CUDA's own: {verdict}"
 
 
 def message_rows(job: Job, cluster: Cluster, step: Step) -> Iterator[Row]:
@@ -98,7 +98,7 @@ def _why(job: Job) -> str:
 
 
 def disk_rows(job: Job, dataset: float, steps: int, interval: int, keep: Retention) -> Iterator[Row]:
-    """GB.
+    """Dataset and checkpoints.
 
     Args:
         dataset: its bytes.
@@ -106,13 +106,9 @@ def disk_rows(job: Job, dataset: float, steps: int, interval: int, keep: Retenti
     """
     one = costs.checkpoint_bytes(costs.parameters(job.student), job.engine)
     kept = keep.most(0, steps, interval)
-    yield "dataset", f"{dataset / 1e9:.2f} GB", "2 bytes a token, and the index"
-    yield "checkpoint", f"{one / 1e9:.2f} GB", f"{job.engine.element} + 12 bytes a parameter"
-    yield (
-        "in all",
-        f"{(dataset + kept * one) / 1e9:,.2f} GB",
-        f"with {kept} checkpoint(s) at most, one each {interval:,} steps",
-    )
+    yield "dataset", size(dataset), "2 bytes a token, and the index"
+    yield "checkpoint", size(one), f"{job.engine.element} + 12 bytes a parameter"
+    yield "in all", size(dataset + kept * one), f"with {kept} checkpoint(s) at most, one each {interval:,} steps"
 
 
 def scaling_cells(job: Job, cluster: Cluster) -> Iterator[tuple[str, ...]]:

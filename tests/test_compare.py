@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from jobs import config_file, flags, make_models
 from ranks import run_ranks, train
-from test_report import read
+from reported import read
 
 from launch import compare, errors
 from launch.lines import width

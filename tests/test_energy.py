@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from jobs import config_file, flags, make_models
 from ranks import read_log, run_ranks, train
-from test_report import pretrained, tuned
+from reported import pretrained, tuned
 
 from launch import energy, run_folder
 from launch.distributed import World

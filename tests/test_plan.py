@@ -409,7 +409,7 @@ def test_a_small_plan_says_what_is_worked_out_by_hand(tmp_path):
         "8 sequences a step = 4 x 1 accumulation x 2 GPU(s) | bf16, ZeRO stage 1",
         "student backward 0.8 2 x forward", "in all 1.8", "compute 142.70 ms FLOPs of a GPU's tokens / (peak x MFU)",
         "gradients 355.15 ms 0.00 of them behind the backward pass", "tokens/s 1,184", "hours 5.63 30,000 steps",
-        "GPU hours 11.26 x 2", "student 0.00 GB 177,576 parameters", "weights 0.2 MB (n - 1) / n: an all-gather",
+        "GPU hours 11.26 x 2", "student 0.36 MB 177,576 parameters", "weights 0.2 MB (n - 1) / n: an all-gather",
         "2 1 400 4 x 1 142.70 532.73 675.43 21.1% 1,184",
     ):  # fmt: skip
         assert any(line.startswith(expected) for line in lines), f"{expected!r} is not in\n" + "\n".join(lines)
