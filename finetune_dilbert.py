@@ -47,7 +47,6 @@ EXAMPLE = """\
       --model models/dilbert --output runs/sst2"""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 RESULT = "result.json"
-HOLDS_A_RUN = "holds a single run, whose result would be lost; choose another folder"
 
 
 @dataclass(frozen=True)
@@ -101,11 +100,14 @@ class Evaluation:
 
 
 def finetune(
-    lock: Lock, inputs: Inputs, world: World, signs: StopSigns, paths: Paths, length: TaskLength,
+    lock: Lock, inputs: Inputs, world: World, signs: StopSigns, paths: Paths, home: Path, length: TaskLength,
     objective: TaskObjective, evaluation: Evaluation, cadence: Cadence, keep: Retention, ends: Ends, cost: Cost,
     begin: Start,
 ) -> dict[str, float]:  # fmt: skip
     """The story of one run, top to bottom.
+
+    Args:
+        home: the run's folder; that of `paths` may be that of a rehearsal.
 
     Returns:
         the task's metrics at its end; none of a dry run.
@@ -116,8 +118,6 @@ def finetune(
     """
     assert inputs.train is not None and paths.deepspeed_config is not None
     raw_config, folder, task = load_config(paths), RunFolder(paths.output), inputs.task
-    seeds = sorted(path.name for path in paths.output.glob("seed-*"))
-    require(not seeds, "output", paths.output, f"has runs of several seeds ({', '.join(seeds)}); choose another folder")
     lock.take()
 
     # Models, and whether they belong to the task and to each other.
@@ -141,7 +141,7 @@ def finetune(
     record |= {"teacher": hf.fingerprint(teacher) if teacher else None}
     if begin.dry_run:
         distributed.by_main(folder.clear)
-    folder.check(record, FREE, begin.allow_change, begin.fresh, begin.dry_run)
+    folder.check(record, FREE, begin.allow_change, begin.fresh, RunFolder(home))
 
     # The engine holds the student; the teacher stands beside it.
     if teacher:
@@ -151,12 +151,13 @@ def finetune(
     engine = distributed.initialise(tuner, parameter_groups(tuner), config)
     if found := checkpoint.newest_for_all(folder.checkpoints):
         restore.load(engine, found)
-    last = length.last(steps, engine.global_steps)
-    checkpoints = keep.most(engine.global_steps, last, cadence.checkpoint_interval)
+    done = dry_run.steps_done(home, begin.fresh) if begin.dry_run else engine.global_steps
+    last = length.last(steps, done)
+    checkpoints = keep.most(done, last, cadence.checkpoint_interval)
     space.check(engine, folder.checkpoints, checkpoints)
     if world.is_main:
         facts = environment(world, steps=steps, fingerprint=record["fingerprint"])
-        folder.begin(engine.global_steps == steps, config=record, ds_config=config, environment=facts)
+        folder.begin(done == steps, config=record, ds_config=config, environment=facts)
         (folder.path / TOKENIZER).mkdir(exist_ok=True)
         hub.copy_tokenizer(hub.fetch(paths.model, hub.TOKENIZER_FILES), folder.path / TOKENIZER)
 
@@ -165,7 +166,7 @@ def finetune(
         return [(part, TaskInputs.of(part, world.device)) for part in made]
 
     models_of = teacher.config if teacher else None, student.config
-    largest = stream.largest(range(engine.global_steps, last), world.ranks * accumulation)
+    largest = stream.largest(range(done, last), world.ranks * accumulation)
     memory = dry_run.memory(*models_of, config, world, before, largest, chunk=0)
     examiner = Examiner(tuner, inputs, world, evaluation.eval_batch)
     if begin.dry_run:
@@ -173,12 +174,13 @@ def finetune(
         rehearsed = dry_run.rehearse(engine, world, few, begin.seed, examiner.measure, folder.checkpoints)
         if world.is_main:
             say(headline(tuner, inputs, config, world, steps, 0))
-            lines = dry_run.report(rehearsed, engine, config, memory, steps, cadence, checkpoints, folder.path)
-            dry_run.show(folder.path, lines, begin.fresh)
+            todo, saved = range(done, last), (cadence, checkpoints, folder.path)
+            lines = dry_run.report(rehearsed, engine, config, memory, steps, todo, *saved)
+            dry_run.show(folder.path, home, lines, begin.fresh, todo)
         return {}
 
     with Training(engine, folder, world, signs, steps, last, begin.seed, cadence, keep, ends, cost) as training:
-        training.say(headline(tuner, inputs, config, world, steps, engine.global_steps))
+        training.say(headline(tuner, inputs, config, world, steps, done))
 
         def flops(part: TaskBatch) -> float:
             tokens = Tokens.within(part.cu_seqlens, part.tokens)
@@ -199,6 +201,20 @@ def finetune(
     return metrics
 
 
+def check_output(output: Path, evaluation: Evaluation) -> None:
+    """Nothing of another kind may be there: its result would be lost.
+
+    Raises:
+        ConfigError: there is.
+    """
+    several = evaluation.seeds > 1
+    seeds = ", ".join(sorted(path.name for path in output.glob("seed-*")))
+    require(several or not seeds, "output", output, f"has runs of several seeds ({seeds}); choose another folder")
+    one = not several and not evaluation.eval_only
+    rule = "holds a single run, whose result would be lost; choose another folder"
+    require(one or RunFolder(output).recorded() is None, "output", output, rule)
+
+
 def load_config(paths: Paths) -> ds_config.Json:
     """The DeepSpeed JSON.
 
@@ -214,7 +230,6 @@ def load_config(paths: Paths) -> ds_config.Json:
 def evaluate(inputs: Inputs, paths: Paths, evaluation: Evaluation, world: World) -> None:
     """Measure a model as it is, in fp32."""
     require(not evaluation.onnx or world.ranks == 1, "onnx", True, "measures latency: start one process alone")
-    require(RunFolder(paths.output).recorded() is None, "output", paths.output, HOLDS_A_RUN)
     with agreement.together():
         model = heads.load(paths.model, inputs.task.head, inputs.task.labels, known=True)
         inputs.check((paths.model, model))
@@ -246,7 +261,6 @@ def several(
         one: a whole run, given its lock, its paths and its seed.
     """
     folder, found = RunFolder(paths.output), {}
-    require(folder.recorded() is None, "output", paths.output, HOLDS_A_RUN)
     if world.is_main:
         folder.begin()
     for seed in seeds:
@@ -322,7 +336,10 @@ def main() -> None:
     require(learns, "teacher", paths.teacher, "with --eval-only nothing is learnt: leave it out")
     if not evaluation.eval_only:
         load_config(paths)  # before the data, which takes longer
-    if begin.dry_run:  # of the first seed
+    check_output(paths.output, evaluation)
+    rehearsed = None  # the run, where this is but a rehearsal
+    if begin.dry_run:
+        rehearsed = paths.output / f"seed-{begin.seed}" if evaluation.seeds > 1 else paths.output
         paths, evaluation = replace(paths, output=paths.output / dry_run.FOLDER), replace(evaluation, seeds=1)
     with Lock(paths.output) as lock:  # however the run ends, its folder is free again
         world = distributed.start(begin.ranks)
@@ -337,7 +354,7 @@ def main() -> None:
 
         def one(lock: Lock, paths: Paths, seed: int) -> dict[str, float]:
             alone, own = replace(evaluation, seeds=1), replace(begin, seed=seed)
-            settings = (paths, length, objective, alone, cadence, keep, ends, cost, own)
+            settings = (paths, rehearsed or paths.output, length, objective, alone, cadence, keep, ends, cost, own)
             return finetune(lock, inputs, world, signs, *settings)
 
         if evaluation.seeds == 1:

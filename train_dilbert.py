@@ -97,6 +97,7 @@ def train(
     raw_config = ds_config.load(paths.deepspeed_config, distributed.device_type())
     world = distributed.start(begin.ranks)
     folder = RunFolder(paths.output)
+    home = RunFolder(paths.output.parent) if begin.dry_run else folder
     lock.take()
 
     # Models and data, and whether they belong together.
@@ -124,7 +125,7 @@ def train(
     record |= {MODEL: student.config.to_dict(), "teacher": hf.fingerprint(teacher) if teacher else None}
     if begin.dry_run:
         distributed.by_main(folder.clear)
-    folder.check(record, FREE, begin.allow_change, begin.fresh, begin.dry_run)
+    folder.check(record, FREE, begin.allow_change, begin.fresh, home)
 
     # The engine holds the student; the teacher stands beside it.
     if teacher:
@@ -134,15 +135,16 @@ def train(
     engine = distributed.initialise(distiller, parameter_groups(distiller), config)
     if found := checkpoint.newest_for_all(folder.checkpoints):
         restore.load(engine, found)
-    last = length.last(steps, engine.global_steps)
-    checkpoints = keep.most(engine.global_steps, last, cadence.checkpoint_interval)
+    done = dry_run.steps_done(home.path, begin.fresh) if begin.dry_run else engine.global_steps
+    last = length.last(steps, done)
+    checkpoints = keep.most(done, last, cadence.checkpoint_interval)
     space.check(engine, folder.checkpoints, checkpoints)
     if speed.teacher_fp8:
-        first = stream.micro_batches(engine.global_steps, world.rank, world.ranks, accumulation)[0]
+        first = stream.micro_batches(done, world.rank, world.ranks, accumulation)[0]
         teacher_in_fp8(distiller, Batch.of(first, world.device).to(world.device), speed.teacher_fp8, world)
     if world.is_main:
         facts = environment(world, steps=steps, fingerprint=record["fingerprint"], data=corpora.facts())
-        folder.begin(engine.global_steps == steps, config=record, ds_config=config, environment=facts)
+        folder.begin(done == steps, config=record, ds_config=config, environment=facts)
         keep_tokenizer(folder.path / TOKENIZER, paths, corpora)
 
     shapes: Shapes | None = None
@@ -152,7 +154,7 @@ def train(
         return [(part, Batch.of(part, world.device)) for part in made]
 
     models_of = teacher.config if teacher else None, student.config
-    largest = stream.largest(range(engine.global_steps, last), world.ranks * accumulation)
+    largest = stream.largest(range(done, last), world.ranks * accumulation)
     memory = dry_run.memory(*models_of, config, world, before, largest, CHUNK[world.device.type])
     if begin.dry_run:
         distributed.by_main(lambda: verify((*corpora.datasets, valid_dataset)))
@@ -161,13 +163,14 @@ def train(
         rehearsed = dry_run.rehearse(engine, world, few, begin.seed, once, folder.checkpoints)
         if world.is_main:
             say(headline(distiller, config, world, corpora.summary(steps * batch), steps, 0))
-            lines = dry_run.report(rehearsed, engine, config, memory, steps, cadence, checkpoints, folder.path)
-            dry_run.show(folder.path, lines, begin.fresh)
+            todo, saved = range(done, last), (cadence, checkpoints, folder.path)
+            lines = dry_run.report(rehearsed, engine, config, memory, steps, todo, *saved)
+            dry_run.show(folder.path, home.path, lines, begin.fresh, todo)
         return
 
     signs = StopSigns(folder.path, seconds(ends.time_limit))
     with Training(engine, folder, world, signs, steps, last, begin.seed, cadence, keep, ends, cost) as training:
-        training.say(headline(distiller, config, world, corpora.summary(steps * batch), steps, engine.global_steps))
+        training.say(headline(distiller, config, world, corpora.summary(steps * batch), steps, done))
         entropy = stream.unigram_entropy()
         samples = Samples.of(valid, folder.path / TOKENIZER) if valid and world.is_main else None
         if training.todo and distiller.should_compile(speed.compile):

@@ -2,9 +2,7 @@
 
 import fcntl
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +20,8 @@ from launch.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+PLAN = "plan.json"  # in the work folder: what the build was started with
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def work_folder(folder: Path, identity: dict[str, Any], streams: list[str]) -> I
         nothing_made = before != identity and not any(complete(folder))  # as where the input was refused
         if before is None or nothing_made or (before == identity and STANDARD_INPUT in streams):
             _clear(folder)
-            commit.write_text(work / "plan.json", json.dumps(identity))
+            commit.write_text(work / PLAN, json.dumps(identity))
         elif before != identity:
             changed = ", ".join(key for key in identity if before.get(key) != identity[key])
             raise ConfigError(
@@ -69,7 +69,7 @@ def _clear(folder: Path) -> None:
 
 def recorded(folder: Path) -> dict[str, Any] | None:
     """What the build in a folder was started with; None where there is none, or it is over."""
-    path = folder / WORK / "plan.json"
+    path = folder / WORK / PLAN
     try:
         return json.loads(path.read_text()) if path.exists() else None
     except ValueError:
@@ -77,10 +77,11 @@ def recorded(folder: Path) -> dict[str, Any] | None:
 
 
 def drop_work(folder: Path) -> None:
-    """Remove what was needed only to make the dataset, in one step: a kill leaves all of it or nothing."""
-    gone = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.gone")
-    os.rename(folder / WORK, gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    """Remove what was needed only to make the dataset; the plan goes last, and until then a start goes on here."""
+    work = folder / WORK
+    for path in sorted(work.iterdir(), key=lambda path: path.name == PLAN):
+        path.unlink()
+    work.rmdir()
 
 
 def assemble(job: Job, extents: list[Extent], tokenizer: "PreTrainedTokenizerFast") -> None:

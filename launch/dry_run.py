@@ -25,7 +25,7 @@ from launch.training import Part
 
 FOLDER, REPORT = "dry-run", "report.txt"
 STEPS = 3  # the first of them also builds what later ones find
-_WIDTH, _HEIGHT = 72, 8  # of the plot
+_WIDTH, _HEIGHT = 70, 8  # of the plot; 80 columns with what stands before it
 # Bytes on a CPU for code that is read when first used, prepared matrix products, and memory that was freed and is kept
 # for later. Measured, for models of 1.5 to 40 million parameters: 0.06 GB after 3 steps, 0.15 after hundreds.
 _LIBRARIES = 0.12e9
@@ -95,24 +95,55 @@ def resident(world: World) -> float:
         return float(int(file.read().split()[1]) * resource.getpagesize())
 
 
-def learning_rates(engine: Any, steps: int) -> list[float]:
-    """Of each of some steps, evenly spaced from the first to the last, as DeepSpeed's scheduler gives them."""
+def steps_done(home: Path, fresh: bool) -> int:
+    """Of the run that a start would go on with; all ranks call it.
+
+    Args:
+        home: the run's folder.
+        fresh: it would begin anew.
+
+    Raises:
+        CheckpointError: there are checkpoints, but not one is whole.
+    """
+    found = None if fresh else by_main(lambda: checkpoint.newest(home / "checkpoints"))
+    return found.step if found else 0
+
+
+def learning_rates(engine: Any, steps: Iterable[int]) -> list[float]:
+    """Of each of these steps, numbered from 0, as DeepSpeed's scheduler gives them."""
     scheduler = engine.lr_scheduler
     if scheduler is None or not hasattr(scheduler, "last_batch_iteration"):
-        return [engine.get_lr()[0]] * min(steps, _WIDTH)
+        return [engine.get_lr()[0] for _ in steps]
     now, found = scheduler.last_batch_iteration, []
-    count = min(steps, _WIDTH)
-    for i in range(count):
-        scheduler.last_batch_iteration = max(0, round(i * (steps - 1) / max(count - 1, 1)) - 1)
+    for step in steps:
+        scheduler.last_batch_iteration = max(0, step - 1)
         found.append(float(scheduler.get_lr()[0]))
     scheduler.last_batch_iteration = now
     return found
 
 
-def plot(values: Sequence[float], steps: int) -> str:
-    """A curve in plain characters."""
-    top = max(values) or 1.0
-    heights = [round(value / top * (_HEIGHT * 8)) for value in values]
+def curve(engine: Any, steps: int) -> tuple[list[float], float]:
+    """Learning rates for a plot, evenly spaced from the first step to the last; and the highest, also between them."""
+    places = _spread(range(steps), _WIDTH)
+    rates = learning_rates(engine, places)
+    best = rates.index(max(rates))
+    near = range(places[max(best - 1, 0)], places[min(best + 1, len(places) - 1)] + 1)
+    return rates, max(learning_rates(engine, _spread(near, 2000)))
+
+
+def _spread(steps: range, most: int) -> list[int]:
+    """The first, the last, and evenly spaced ones between them."""
+    count = min(len(steps), most)
+    return [steps[round(i * (len(steps) - 1) / max(count - 1, 1))] for i in range(count)]
+
+
+def plot(values: Sequence[float], top: float, steps: int) -> str:
+    """A curve in plain characters.
+
+    Args:
+        top: the value at the upper edge.
+    """
+    heights = [round(value / (top or 1.0) * (_HEIGHT * 8)) for value in values]
     rows = []
     for row in reversed(range(_HEIGHT)):
         cells = "".join(" ▁▂▃▄▅▆▇█"[min(max(height - 8 * row, 0), 8)] for height in heights)
@@ -152,13 +183,15 @@ def beside(parts: dict[str, float], world: World) -> str:
 
 
 def report(
-    rehearsal: Rehearsal, engine: Any, config: dict[str, Any], parts: dict[str, float], steps: int, cadence: Cadence,
-    checkpoints: int, folder: Path,
+    rehearsal: Rehearsal, engine: Any, config: dict[str, Any], parts: dict[str, float], steps: int, todo: range,
+    cadence: Cadence, checkpoints: int, folder: Path,
 ) -> Iterator[str]:  # fmt: skip
     """What there is to say, line by line.
 
     Args:
         parts: of the memory, bytes.
+        steps: of the whole run.
+        todo: those that a start would take, numbered from 0.
         checkpoints: most that will be on the disk at once.
         folder: where they will be.
     """
@@ -171,8 +204,8 @@ def report(
         ("tokens", f"{rehearsal.tokens:,.0f}", f"{micro} x {rehearsal.tokens / batch:.1f} a sequence{of_steps}"),
         ("parameters", f"{trained:,}", "that are trained"),
     ])  # fmt: skip
-    rates = learning_rates(engine, steps)
-    yield from ("", f"learning rate (at most {max(rates):.3g})", plot(rates, steps))
+    rates, top = curve(engine, steps)
+    yield from ("", f"learning rate (at most {top:.3g})", plot(rates, top, steps))
     total = sum(parts.values())
     yield from section("memory of a rank", [
         *((name, size(bytes_), "") for name, bytes_ in parts.items() if bytes_),
@@ -183,31 +216,38 @@ def report(
         ("checkpoint", size(one), ""),
         ("in all", size(checkpoints * one), f"{checkpoints} at once, of {size(free)} that are free"),
     ])  # fmt: skip
-    measured, saved = (-(-steps // interval) for interval in (cadence.eval_interval, cadence.checkpoint_interval))
-    seconds = steps * rehearsal.seconds + measured * rehearsal.measuring + saved * rehearsal.saving
+    measured, saved = (_due(todo, interval) for interval in (cadence.eval_interval, cadence.checkpoint_interval))
+    seconds = len(todo) * rehearsal.seconds + measured * rehearsal.measuring + saved * rehearsal.saving
     rows = [("step", f"{rehearsal.seconds:.3f} s", f"{rehearsal.tokens / rehearsal.seconds:,.0f} tokens/s")]
     if rehearsal.measuring:
         rows.append(("held-out data", f"{rehearsal.measuring:.3f} s", _times(measured)))
     rows.append(("checkpoint", f"{rehearsal.saving:.3f} s", _times(saved)))
-    yield from section("time", [*rows, ("run", duration(seconds), f"{steps:,} steps")])
+    done = f", after {todo.start:,} that are done" if todo.start else ""
+    yield from section("time", [*rows, ("run", duration(seconds), f"{len(todo):,} steps{done}")])
+
+
+def _due(todo: range, interval: int) -> int:
+    """How often what is done each so many steps, and at the end, is done."""
+    return todo.stop // interval - todo.start // interval + (len(todo) > 0 and todo.stop % interval > 0)
 
 
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count:,} times"
 
 
-def show(folder: Path, lines: Iterable[str], fresh: bool) -> None:
-    """On the console, and in the folder.
+def show(folder: Path, home: Path, lines: Iterable[str], fresh: bool, todo: range) -> None:
+    """In the folder, and on the console.
 
     Args:
+        home: the folder of the run itself.
         fresh: a start moves the run that is there aside.
+        todo: steps that a start would take, numbered from 0.
     """
     text = "\n".join(lines)
-    say(text)
     commit.write_text(folder / REPORT, text + "\n")
+    say(text)
     say("\nready.")
-    if (folder.parent / "config.json").exists():
-        saved = sorted(path.name for path in (folder.parent / "checkpoints").glob("step*"))
-        then = "is moved aside" if fresh else f"goes on after {saved[-1]}" if saved else "begins again"
-        say(f"The run in {folder.parent} {then}.")
+    if (home / "config.json").exists():
+        after = f"goes on after {checkpoint.tag(todo.start)}" if todo else "has no step left to take"
+        say(f"The run in {home} {'is moved aside' if fresh else after if todo.start else 'begins again'}.")
     say(f"{folder} has this, and what flags (config.json) and DeepSpeed JSON (ds_config.json) came to.")

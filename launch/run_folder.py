@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -91,24 +91,23 @@ class RunFolder:
         commit.write_text(self.path / name, json.dumps(body, indent=2, default=str) + "\n")
 
     def check(
-        self, record: dict[str, Any], free: frozenset[str], allowed: tuple[str, ...], fresh: bool, rehearsal: bool
+        self, record: dict[str, Any], free: frozenset[str], allowed: tuple[str, ...], fresh: bool, home: Self
     ) -> None:
         """Whether this start may go on with the run in the folder; all ranks call it. Changes nothing but for `fresh`.
 
         Args:
             record: what this start was given, see `refuse_changes`.
             fresh: move an earlier run aside first.
-            rehearsal: the folder is a dry run's; the run that a start would go on with is the one above it.
+            home: the run itself, which is this one, or another where this is but a rehearsal of it.
 
         Raises:
             ConfigError: the run was started with other settings, or not all ranks were.
         """
         flags = {option(name): value for name, value in record["flags"].items() if name not in free}
         agreement.same({**flags, **{name: record.get(name) for name in ("deepspeed_config", *IDENTITY)}})
-        if fresh and not rehearsal:
+        if fresh and home == self:
             by_main(self.move_aside)
-        run = RunFolder(self.path.parent) if rehearsal else self
-        if (recorded := run.recorded()) and not (fresh and rehearsal):
+        if not fresh and (recorded := home.recorded()):
             refuse_changes(recorded, record, free, allowed)
         dist.barrier()  # every rank has read the old record before rank 0 writes the new one
 

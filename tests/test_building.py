@@ -178,6 +178,20 @@ def test_killed_in_the_last_moments(undisturbed, long_texts, tokenizer_folder, t
     assert content_of(tmp_path / "out") == undisturbed
 
 
+def test_killed_while_the_work_is_removed(undisturbed, long_texts, tokenizer_folder, tmp_path, monkeypatch) -> None:
+    """The plan goes last: as long as anything is left, a start knows that it has to go on."""
+    files = Files(tuple(map(str, long_texts)), str(tokenizer_folder), tmp_path / "out", MEGABYTES, workers=1)
+    unlink = Path.unlink
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda path, **more: die() if path.name == "plan.json" else unlink(path, **more))
+        with pytest.raises(Killed):
+            binarize(files, CleaningRules())
+    assert [path.name for path in (tmp_path / "out" / "build").iterdir()] == ["plan.json"]
+    binarize(files, CleaningRules())
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert content_of(tmp_path / "out") == undisturbed
+
+
 def test_killed_while_the_counts_are_written(undisturbed, long_texts, tokenizer_folder, tmp_path, monkeypatch) -> None:
     """What they are written into first is not left in the dataset."""
     files = Files(tuple(map(str, long_texts)), str(tokenizer_folder), tmp_path / "out", MEGABYTES, workers=1)

@@ -204,11 +204,14 @@ def test_main_writes_both_files_and_says_what_it_did(
     assert valid.read_text() == f"{MILL}\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt", "package", "valid.txt"]
     printed = capsys.readouterr()
-    assert printed.out.split() == (
-        "read 3 files, skipped 1 syntax error\n"
-        f"kept sequences: {output} 2 (0.00 MB), {valid} 1 (0.00 MB)\n"
-        "dropped sequences: 1 repeated, 0 over --max-megabytes; sentences: 1 no full sentence\n"
-    ).split()
+    assert (
+        printed.out.split()
+        == (
+            "read 3 files, skipped 1 syntax error\n"
+            f"kept sequences: {output} 2 (0.00 MB), {valid} 1 (0.00 MB)\n"
+            "dropped sequences: 1 repeated, 0 over --max-megabytes; sentences: 1 no full sentence\n"
+        ).split()
+    )
     assert printed.err == ""  # no progress bar where there is no terminal
 
 

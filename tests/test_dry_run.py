@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import types
 from pathlib import Path
 
 import numpy as np
@@ -53,10 +54,29 @@ def test_a_run_that_is_there_is_left_alone(models, dataset_folder, tmp_path):
     job(1, argv)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert f"The run in {tmp_path / 'run'} is moved aside." in job(1, [*argv, "--dry-run", "--fresh"])
-    assert f"The run in {tmp_path / 'run'} goes on after step00000002." in job(1, [*argv, "--dry-run"])
+    assert f"The run in {tmp_path / 'run'} has no step left to take." in job(1, [*argv, "--dry-run"])
     said = job(2, [*argv, "--seed", "9", "--dry-run"], expect=2)
     assert "--seed: was 0, is 9" in said, "as the start would be"
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_it_counts_from_where_a_start_would_go_on(models, dataset_folder, tmp_path):
+    argv = flags(config_file(tmp_path / "c.json"), dataset_folder, models, tmp_path / "run", "--max-steps", "9")
+    argv += ["--checkpoint-interval", "4"]
+    job(1, [*argv, "--stop-at-step", "5"], expect=75)
+    said = job(2, [*argv, "--dry-run"])
+    assert f"The run in {tmp_path / 'run'} goes on after step00000005." in said
+    assert re.search(r"run +\S+   4 steps, after 5 that are done\n", said)
+    assert re.search(r"  checkpoint +\S+ s   2 times", said), "at 8 and 9"
+    for start in ([], ["--dry-run"]):
+        assert "--stop-at-step 4: the run has done 5 steps" in job(1, [*argv, "--stop-at-step", "4", *start], expect=2)
+
+
+@pytest.mark.parametrize(
+    ("todo", "interval", "times"), [(range(9), 4, 3), (range(8), 4, 2), (range(5, 9), 4, 2), (range(5, 5), 4, 0)]
+)
+def test_what_is_done_each_so_many_steps_and_at_the_end(todo, interval, times):
+    assert dry_run._due(todo, interval) == times
 
 
 def test_the_curve_is_that_of_the_run(models, dataset_folder, tmp_path):
@@ -68,25 +88,32 @@ def test_the_curve_is_that_of_the_run(models, dataset_folder, tmp_path):
     job(1, argv)
     found = [row["lr"] for row in read_log(tmp_path / "run")]
 
-    class Engine:
-        lr_scheduler = WarmupDecayLR(
-            optim.SGD(nn.Linear(1, 1).parameters(), lr=1e-3), total_num_steps=40, warmup_num_steps=2,
-            warmup_max_lr=1e-3, warmup_type="linear",
-        )  # fmt: skip
+    def engine(steps: int, warmup: int) -> types.SimpleNamespace:
+        optimizer = optim.SGD(nn.Linear(1, 1).parameters(), lr=1e-3)
+        steps_of = {"total_num_steps": steps, "warmup_num_steps": warmup}
+        return types.SimpleNamespace(
+            lr_scheduler=WarmupDecayLR(optimizer, **steps_of, warmup_max_lr=1e-3, warmup_type="linear")
+        )
 
-    now = Engine.lr_scheduler.last_batch_iteration
-    np.testing.assert_allclose(dry_run.learning_rates(Engine, 40), found, rtol=1e-9)
-    assert Engine.lr_scheduler.last_batch_iteration == now
+    short = engine(40, 2)
+    now = short.lr_scheduler.last_batch_iteration
+    np.testing.assert_allclose(dry_run.learning_rates(short, range(40)), found, rtol=1e-9)
+    assert short.lr_scheduler.last_batch_iteration == now
+    rates, top = dry_run.curve(engine(100_000, 5_000), 100_000)
+    assert len(rates) == 70 and max(rates) < 0.994e-3, "the peak is between two of them"
+    assert top == pytest.approx(1e-3, rel=1e-4)
 
 
 def test_the_plot():
-    lines = dry_run.plot([0.0, 0.5, 1.0, 0.5], 4000).splitlines()
+    lines = dry_run.plot([0.0, 0.5, 1.0, 0.5], 1.0, 4000).splitlines()
     assert len(lines) == 9
     assert lines[0] == " 1.0e+00 |  █ "
     assert lines[3] == "         |  █ "
     assert lines[4] == "         | ███"
     assert lines[7] == "       0 | ███"
     assert lines[8] == "    step  14,000"
+    assert dry_run.plot([0.0, 0.0], 0.0, 2).startswith(" 0.0e+00 |  \n")
+    assert max(map(len, dry_run.plot([1.0] * dry_run._WIDTH, 1.0, 4000).splitlines())) == 80
 
 
 def test_damaged_data_is_found(models, dataset_folder, tmp_path):

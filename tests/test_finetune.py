@@ -235,6 +235,8 @@ def test_several_seeds_stop_and_go_on(models, sst2, config, tmp_path):
     )
     said = tune([*argv, "--stop-at-step", 2], expect=75)
     assert "without --stop-at-step it goes on" in said
+    said = tune([*argv, "--dry-run"])
+    assert f"The run in {tmp_path / 'run' / 'seed-0'} goes on after step00000002." in said
     assert RunFolder(tmp_path / "run").read("STOPPED.json")["why"].startswith("seed 0: stopped at step 2 of 4")
     tune(argv)
     assert not (tmp_path / "run" / "STOPPED.json").exists()

@@ -137,8 +137,9 @@ def test_results_are_not_written_over(models, config, tmp_path):
         assert "holds a single run" in tune(*words, expect=2)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json")} == before
     tune(*train, "--output", tmp_path / "seeds", "--seeds", 2)
-    said = tune(*train, "--output", tmp_path / "seeds", expect=2)
-    assert "has runs of several seeds (seed-0, seed-1)" in said
+    for words in (train, [*train, "--dry-run"], [*one, "--eval-only", "--model", tmp_path / "model"]):
+        said = tune(*words, "--output", tmp_path / "seeds", expect=2)
+        assert "has runs of several seeds (seed-0, seed-1)" in said
     with pytest.raises(ConfigError, match="holds runs of several seeds: seed-0, seed-1"):
         export(tmp_path / "seeds", tmp_path / "exported")
 
