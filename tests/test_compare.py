@@ -292,6 +292,31 @@ def test_a_terminal_has_80_to_120_columns(tmp_path, count, monkeypatch):
     assert (text.count("\nloss, training ") > 1) == (count > 3), "what has no room comes below"
 
 
+def test_a_run_that_is_lost_says_so(tmp_path):
+    """The last finite loss is not its last loss."""
+    lost = [*LOG, {"step": 25, "loss": None, "loss_mlm": None}, {"step": 25, "valid_loss": None, "valid_new": None}]
+    body = compared(made(tmp_path / "a"), made(tmp_path / "b", lost, end="FAILED.json"))
+    figures = body["figures"]
+    assert figures["loss"] == {
+        "values": [2.0, None], "differences": [0.0, None], "ratios": [1.0, None], "not_finite": [False, True],
+    }  # fmt: skip
+    assert (figures["best_valid_loss"]["values"], figures["best_valid_loss"]["steps"]) == ([3.0, 3.0], [15, 15])
+    assert "not_finite" not in figures["valid_accuracy"]
+    _, table, *_ = comparison_page.tables(body)
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["loss, training"] == ("2.0000", "not finite", tables.NONE, tables.NONE)
+    assert rows["new, held out"] == (tables.NONE, "not finite", tables.NONE, tables.NONE)
+    first, *_ = compared(tmp_path / "b", tmp_path / "a")["figures"]["loss"]["ratios"]
+    assert first is None
+
+
+def test_figures_of_other_tasks_are_not_measured_against_each_other(tmp_path):
+    figures = compared(made(tmp_path / "a"), made(tmp_path / "b", task="sst2"), made(tmp_path / "c"))["figures"]
+    assert figures["loss"]["values"] == [2.0, 2.0, 2.0]
+    assert figures["loss"]["ratios"] == figures["valid_accuracy"]["ratios"] == [1.0, None, 1.0]
+    assert figures["tokens_per_second"]["ratios"] == [1.0, 1.0, 1.0]
+
+
 def test_columns_without_room_come_below_with_the_first_ones():
     rows = [("name", "1", "2", "+1", "3", "+2"), ("another", "4", "5", "+1", "6", "+2")]
     head = ("", "one", "two", "difference", "three", "difference")

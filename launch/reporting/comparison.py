@@ -9,12 +9,15 @@ What no run tells is null, or not there. Format 1:
     same            subjects that are the same in all runs
     unknown         subjects of which no run has a record
     figures         {name: {values: [of each run], differences: [from the first], ratios: [to the first],
-                     steps: [of each best_ figure's best]}}; seconds are of training alone, tokens are real ones;
-                     loss... and valid_...: the last in the log; best_...: of the held-out ones; result_...: of a task
+                     steps: [of each best_ figure's best], not_finite: [true where it is: the value is null]}};
+                     seconds are of training alone, tokens are real ones; loss... and valid_...: the last in the log;
+                     best_...: of the held-out ones; result_...: of a task; runs of another task than the first one's
+                     are not measured against it in any of these
     curves          {name: [{step: [], value: [], hours: [], tokens: []} of each run, or null]}; hours and tokens: null
                      after the last line with rates
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +27,7 @@ from launch import ds_config
 from launch.args import option
 from launch.errors import ConfigError, DataError, did_you_mean_path
 from launch.log import LOG, is_number, read_log, totals
-from launch.reporting.curves import POINTS, Pace, points, thinned
+from launch.reporting.curves import POINTS, Pace, last, points, thinned
 from launch.reporting.runs import read_json
 from launch.reporting.tables import short
 from launch.watch import View, runs_in
@@ -32,6 +35,7 @@ from launch.watch import View, runs_in
 FORMAT = 1
 SMOOTH = 80  # points of a training curve: each is the mean of neighbouring lines
 RATES = ("steps", "seconds", "tokens", "tokens_per_second")
+OF_A_TASK = ("loss", "valid_", "best_", "result_")  # how names begin whose figures are of what is learnt
 CONSTANT = "valid_unigram_entropy"  # of the data, not of the run
 
 Json = dict[str, Any]
@@ -158,14 +162,17 @@ def _different(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 def _figures(runs: Sequence[Run]) -> Json:
-    found = [_of_run(run) for run in runs]
-    names = sorted(dict.fromkeys(name for figures in found for name in figures), key=_place)
-    return {name: _compared([figures.get(name, (None, None)) for figures in found]) for name in names}
+    found, alike = [_of_run(run) for run in runs], [run.kind == runs[0].kind for run in runs]
+    compared = {}
+    for name in sorted(dict.fromkeys(name for figures in found for name in figures), key=_place):
+        against = alike if name.startswith(OF_A_TASK) else [True] * len(runs)
+        compared[name] = _compared([figures.get(name, (None, None)) for figures in found], against)
+    return compared
 
 
 def _place(name: str) -> int:
     """Rates first, then losses, held-out figures, results, and what it took."""
-    order = [name in RATES, *(name.startswith(start) for start in ("loss", "valid_", "best_", "result_"))]
+    order = [name in RATES, *(name.startswith(start) for start in OF_A_TASK)]
     return [*order, True].index(True)
 
 
@@ -177,7 +184,7 @@ def _of_run(run: Run) -> dict[str, tuple[float, float | None]]:
     if taken and min(taken) > 0:
         rates = (*taken, taken[1] / taken[0])
         figures |= {name: (value, None) for name, value in zip(RATES[1:], rates, strict=True)}
-    figures |= {name: (values[-1][1], None) for name, values in found.items()}
+    figures |= {name: (value, None) for name, value in last(run.log).items()}
     for name, values in found.items():
         if name.startswith("valid_") and name != CONSTANT:
             choose = min if "loss" in name else max
@@ -190,16 +197,22 @@ def _of_run(run: Run) -> dict[str, tuple[float, float | None]]:
     return figures | {name: (value, None) for name, value in totals(run.log).items()}
 
 
-def _compared(figures: Sequence[tuple[float | None, float | None]]) -> Json:
-    """Against the first."""
-    values = [value for value, _ in figures]
-    first = values[0]
-    steps = {"steps": [step for _, step in figures]} if any(step is not None for _, step in figures) else {}
+def _compared(figures: Sequence[tuple[float | None, float | None]], against: Sequence[bool]) -> Json:
+    """Against the first.
+
+    Args:
+        against: for each, whether it can be.
+    """
+    lost = [value is not None and math.isnan(value) for value, _ in figures]
+    values = [None if is_lost else value for (value, _), is_lost in zip(figures, lost, strict=True)]
+    steps, first = [step for _, step in figures], values[0]
+    there = [value if alike else None for value, alike in zip(values, against, strict=True)]
     return {
         "values": values,
-        "differences": [None if value is None or first is None else value - first for value in values],
-        "ratios": [None if value is None or not first else value / first for value in values],
-        **steps,
+        "differences": [None if value is None or first is None else value - first for value in there],
+        "ratios": [None if value is None or not first else value / first for value in there],
+        **({"steps": steps} if any(step is not None for step in steps) else {}),
+        **({"not_finite": lost} if any(lost) else {}),
     }
 
 

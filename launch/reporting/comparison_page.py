@@ -94,10 +94,11 @@ def _title(name: str) -> str:
 
 def _cells(name: str, figure: Json) -> Iterator[str]:
     """The first run's, and of each other one also how it compares."""
-    steps = figure.get("steps") or [None] * len(figure["values"])
-    rows = zip(figure["values"], steps, figure["differences"], figure["ratios"], strict=True)
-    for place, (value, step, difference, ratio) in enumerate(rows):
-        yield _show(name, value) + (f" ({step:,})" if step is not None else "")
+    steps, lost = (figure.get(key) or [None] * len(figure["values"]) for key in ("steps", "not_finite"))
+    rows = zip(figure["values"], steps, lost, figure["differences"], figure["ratios"], strict=True)
+    for place, (value, step, is_lost, difference, ratio) in enumerate(rows):
+        shown = "not finite" if is_lost else _show(name, value)
+        yield shown + (f" ({step:,})" if step is not None else "")
         if place:
             sign = "" if difference is None else "+" if difference > 0 else "-" if difference < 0 else ""
             yield sign + _show(name, None if difference is None else abs(difference))

@@ -1,5 +1,6 @@
 """Training curves out of a log, thinned to what a page can show; and what the run took."""
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +21,16 @@ def curves(rows: Sequence[Row]) -> dict[str, Curve]:
 
 
 def points(rows: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
-    """The same as (step, value), every one of them."""
-    names = dict.fromkeys(name for row in rows for name in row if name.startswith(("loss", "valid_")))
-    names.pop("loss_scale", None)
-    found = {name: [(row["step"], row[name]) for row in rows if is_number(row.get(name))] for name in names}
+    """The same as (step, value), every one of them that is finite."""
+    found = {name: [(row["step"], row[name]) for row in rows if is_number(row.get(name))] for name in last(rows)}
     return {name: values for name, values in found.items() if values}
+
+
+def last(rows: Sequence[Row]) -> dict[str, float]:
+    """The last of each loss and held-out figure; NaN where it is not finite (null in the log)."""
+    named = {name: value for row in rows for name, value in row.items() if name.startswith(("loss", "valid_"))}
+    named.pop("loss_scale", None)
+    return {name: value if is_number(value) else math.nan for name, value in named.items()}
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> Curve:
