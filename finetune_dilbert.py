@@ -24,7 +24,7 @@ from data.loader import prefetch
 from data.tasks import FeatureSettings
 from data.tasks.stream import TaskBatch, TaskStream
 from launch import agreement, checkpoint, dry_run, ds_config, hub, restore, space, task_forms
-from launch.args import flag, parse, require
+from launch.args import flag, parse, require, require_named
 from launch.costs import Tokens, task_flops
 from launch.distributed import World
 from launch.errors import CheckpointError, Stopped, run, say
@@ -68,6 +68,9 @@ class Paths:
         None, "folder with the task's files as published (default: the Hugging Face hub, by `datasets`)", "FOLDER"
     )
     teacher: str | None = flag(None, "a model that knows the task, whose outputs are learnt, too", "NAME")
+
+    def __post_init__(self) -> None:
+        require_named("output", self.output)
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def finetune(
     flags = flags_of(paths, length, inputs.settings, objective, evaluation, cadence, keep, ends, cost, begin)
     record: dict[str, Any] = {"flags": flags, "deepspeed_config": raw_config, "fingerprint": stream.fingerprint()}
     record |= {MODEL: student.config.to_dict(), HEAD: student.task.to_dict()}
-    record |= {"teacher": hf.fingerprint(teacher) if teacher else None}
+    record |= {"teacher": hf.fingerprint(teacher) if teacher else None, "folder": str(Path.cwd())}
     if begin.dry_run:
         distributed.by_main(folder.clear)
     folder.check(record, FREE, begin.allow_change, begin.fresh, RunFolder(home))

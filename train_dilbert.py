@@ -28,7 +28,7 @@ from data.order import OrderSettings
 from data.shapes import Shapes
 from data.tokenizer import has_tokenizer
 from launch import agreement, checkpoint, dry_run, ds_config, hub, restore, space
-from launch.args import flag, parse, require
+from launch.args import flag, parse, require, require_named
 from launch.costs import Tokens, step_flops
 from launch.distributed import World
 from launch.errors import CheckpointError, DataError, run, say
@@ -75,6 +75,9 @@ class Paths:
     output: Path = flag(help="run folder; a second start in it goes on with the run", metavar="RUN")
     teacher: str | None = flag(None, "model folder or hub name; none: plain masked-language-model training", "NAME")
     valid_data: Path | None = flag(None, "dataset to measure on, by the same tokenizer", "DATASET")
+
+    def __post_init__(self) -> None:
+        require_named("output", self.output)
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ def train(
     flags = flags_of(paths, length, objective, masking, order, freezing, speed, cadence, keep, ends, cost, begin)
     record: dict[str, Any] = {"flags": flags, "deepspeed_config": raw_config, "fingerprint": stream.fingerprint()}
     record |= {MODEL: student.config.to_dict(), "teacher": hf.fingerprint(teacher) if teacher else None}
+    record |= {"folder": str(Path.cwd())}
     if begin.dry_run:
         distributed.by_main(folder.clear)
     folder.check(record, FREE, begin.allow_change, begin.fresh, home)

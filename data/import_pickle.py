@@ -21,7 +21,7 @@ from data.shards import Encoded, Recipe, is_complete
 from data.text import Range, Selection
 from data.vocabulary import Vocabulary
 from launch import progress
-from launch.args import flag, parse, require
+from launch.args import flag, parse, require, require_named
 from launch.errors import DataError, did_you_mean_path, run
 
 LAW = "pickle 1"  # version of what a pickle becomes
@@ -41,7 +41,7 @@ class Files:
     def __post_init__(self) -> None:
         for name, path in (("input", self.input), ("token_counts", self.token_counts)):
             require(path is None or path.is_file(), name, path, f"is no file{did_you_mean_path(path or '')}")
-        require(self.output.name not in ("", ".."), "output", self.output, "must be the name of a new folder")
+        require_named("output", self.output)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ without default is required. Values are checked where the dataclass is construct
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import types
 import typing
@@ -50,6 +51,11 @@ def require(condition: bool, name: str, value: object, rule: str) -> None:
     what it must be."""
     if not condition:
         raise ConfigError(f"{option(name)}{'' if value is None else f' {value}'}: {rule}")
+
+
+def require_named(name: str, folder: Path) -> None:
+    """Raise ConfigError where a folder that is to be made has no name of its own, such as `.`, which "" is, too."""
+    require(folder.name not in ("", ".."), name, folder, "must be the name of a folder")
 
 
 def option(name: str) -> str:
@@ -200,9 +206,13 @@ def parse(
     for cls in groups:
         taken = {field.name: getattr(values, field.name) for field in dataclasses.fields(cls)}
         instances.append(cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in taken.items()}))
+    first = os.environ.get("RANK", "0") == "0"
     if config and values.print_config:
-        print(json.dumps(plain(*instances), indent=2))
+        if first:
+            print(json.dumps(plain(*instances), indent=2))
         sys.exit(0)
+    if path and first and (folder := config_file.record(path).get("folder", os.getcwd())) != os.getcwd():
+        print(f"note: relative paths in --config {path} are those of a start in {folder}", file=sys.stderr)
     return tuple(instances)
 
 

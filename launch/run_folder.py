@@ -1,8 +1,8 @@
 """The folder of a run: what it was started with, and how it ended.
 
-`config.json` (all flags, the DeepSpeed JSON as given, the model's architecture), `ds_config.json` (as DeepSpeed got
-it), `environment.json`; `DONE.json`, `STOPPED.json` or `FAILED.json` (launch.beats). A second start in the same folder
-goes on with the run, if nothing that shapes it has changed.
+`config.json` (all flags, the folder they were given in, the DeepSpeed JSON as given, the model's architecture),
+`ds_config.json` (as DeepSpeed got it), `environment.json`; `DONE.json`, `STOPPED.json` or `FAILED.json` (launch.beats).
+A second start in the same folder goes on with the run, if nothing that shapes it has changed.
 """
 
 import importlib.metadata

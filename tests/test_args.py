@@ -296,6 +296,35 @@ def test_no_such_file(tmp_path):
         parse("A program.", Example, argv=["--config", str(tmp_path / "no-file.json")], config=True)
 
 
+def test_a_record_tells_where_its_paths_begin(tmp_path, monkeypatch, capsys):
+    """For those who repeat a run from another folder."""
+    path = tmp_path / "config.json"
+    for folder, note in ((str(Path.cwd()), ""), ("/elsewhere", "are those of a start in /elsewhere")):
+        path.write_text(json.dumps({"flags": {"name": "x", "folder": "data"}, "folder": folder}))
+        parse("A program.", Example, argv=["--config", str(path)], config=True)
+        said = capsys.readouterr().err
+        assert bool(said) == bool(note) and note in said
+    monkeypatch.setenv("RANK", "1")
+    parse("A program.", Example, argv=["--config", str(path)], config=True)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("output", ["", ".", "..", "/"])
+def test_a_run_has_a_folder_of_its_own(output):
+    for paths, more in ((train_dilbert.Paths, {"data": ("d",)}), (finetune_dilbert.Paths, {"task": "sst2"})):
+        given = {"deepspeed_config": Path("c"), "output": Path(output), "student": "s", "model": "s", **more}
+        names = {field.name for field in dataclasses.fields(paths)}
+        with pytest.raises(ConfigError, match=r"--output .*must be the name of a folder"):
+            paths(**{name: value for name, value in given.items() if name in names})
+
+
+def test_one_rank_prints_for_all(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as end:
+        parse("A program.", Example, argv=["--name", "x", "--print-config"], config=True)
+    assert (end.value.code, capsys.readouterr().out) == (0, "")
+
+
 def test_what_is_printed_can_be_read_back(tmp_path, capsys):
     words = ["--name", "x", "--layers", "3", "4", "--no-fast", "--folder", "a b"]
     with pytest.raises(SystemExit) as end:

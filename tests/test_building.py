@@ -315,7 +315,7 @@ def test_what_is_in_the_way_is_left_alone(long_texts, tokenizer_folder, tmp_path
         binarize(files, CleaningRules())
     assert mine.exists()
     for name in (".", "/", ".."):
-        with pytest.raises(ConfigError, match="must be the name of a new folder"):
+        with pytest.raises(ConfigError, match="must be the name of a folder"):
             Files(("x",), "t", Path(name))
 
 

@@ -309,7 +309,7 @@ def test_exit_codes(monkeypatch, capsys, tmp_path: Path, tokenizer_folder: Path)
     assert code(*given, tmp_path / "x.pickle") == 3
     assert "Nothing of the file was run" in capsys.readouterr().err
     assert code(*given[:2], "--output", ".", "--input", tmp_path / "x.pickle") == 2
-    assert "must be the name of a new folder" in capsys.readouterr().err
+    assert "must be the name of a folder" in capsys.readouterr().err
     (tmp_path / "out").mkdir()
     assert code(*given, tmp_path / "x.pickle") == 2
     assert "exists already" in capsys.readouterr().err
