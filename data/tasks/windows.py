@@ -146,12 +146,16 @@ def _central(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     Context is what there is on the side that has less, and a hundredth of the window; of equal ones the first counts.
     So in BERT's original (Devlin et al., 2019, `run_squad.py`).
     """
-    tokens = np.arange(starts[-1] + sizes[-1])
-    left = tokens - starts[:, None]
-    context = np.minimum(left, sizes[:, None] - 1 - left)
-    best = np.where(context < 0, -1, context + 0.01 * sizes[:, None]).argmax(0)
-    own = (best[start : start + size] == i for i, (start, size) in enumerate(zip(starts, sizes, strict=True)))
-    return np.concatenate(list(own))
+    best = np.full(starts[-1] + sizes[-1], -1.0)
+    window = np.empty(best.size, np.int64)
+    places = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+    for number, place in enumerate(places):
+        left = np.arange(sizes[number])
+        context = np.minimum(left, left[::-1]) + 0.01 * sizes[number]
+        more = context > best[place]
+        best[place][more] = context[more]
+        window[place][more] = number
+    return np.concatenate([window[place] == number for number, place in enumerate(places)])
 
 
 def _joined(parts: Sequence[SpanFeatures]) -> SpanFeatures:
