@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import sentence
+from conftest import SPECIALS, sentence, write_vocabulary
 
 from data.tasks import TASKS, FeatureSettings
 from data.tasks.answers import CERTAIN, Decoded, Window, decode
-from data.tasks.windows import Answer, Question, SpanFeatures
+from data.tasks.windows import Answer, Question, SpanFeatures, _central
 from data.tokenizer import load_tokenizer
 from launch.errors import ConfigError, DataError
 
@@ -359,6 +359,21 @@ def test_a_token_counts_where_it_has_most_context(tokenizer: Any, max_length: in
             assert not window.central[~inside].any()
 
 
+def test_a_token_counts_where_the_formula_over_all_windows_says() -> None:
+    """All windows beside all tokens, which takes the square of the context's length."""
+    generator = random.Random(0)
+    for _ in range(300):
+        size = generator.randint(1, 12)
+        step, count = generator.randint(1, size), generator.randint(1, 9)
+        sizes = np.array([size] * (count - 1) + [generator.randint(size - step + 1, size)])
+        starts = np.arange(count) * step
+        left = np.arange(starts[-1] + sizes[-1]) - starts[:, None]
+        context = np.minimum(left, sizes[:, None] - 1 - left)
+        best = np.where(context < 0, -1, context + 0.01 * sizes[:, None]).argmax(0)
+        expected = [best[start : start + size] == i for i, (start, size) in enumerate(zip(starts, sizes, strict=True))]
+        assert np.array_equal(_central(starts, sizes), np.concatenate(expected))
+
+
 # --- answers as tokens ---
 
 
@@ -418,6 +433,63 @@ def test_answers_map_back(tokenizer: Any, settings: FeatureSettings) -> None:
         else:
             assert features.labels[i].tolist() == [0, 0]
     assert whole > 40
+
+
+# Pieces of words that are tokens, and what the tokenizer drops of them: an accent of its own, vowel signs, zero width.
+MARKED = ("cafe\u0301", "e\u0301te\u0301", "\u0928\u092e\u0938\u094d\u0924\u0947", "word\u200b", "zebra\u0301", "word")
+STOPS = ("", "", ".", ".\u0338", "-\u200d")
+
+
+@pytest.fixture(scope="module")
+def marking(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tokenizer that knows the pieces but for the zebra."""
+    tokens = ("cafe", "ete", "\u0928", "##\u092e", "##\u0938", "##\u0924", "word", ".", "-", "(", ")")
+    return load_tokenizer(str(write_vocabulary(tmp_path_factory.mktemp("marking"), (*SPECIALS, *tokens))))
+
+
+def marked(generator: random.Random, number: int) -> Question:
+    """A context of words, each with a stop behind it or none, and an answer from the beginning of one piece to the end
+    of another."""
+    context, places = "", []
+    for _ in range(generator.randint(1, 12)):
+        context += generator.choice((" ", "\t", "\u2003"))
+        word = generator.choice(("", "", "\u200b", "\u0301")) + generator.choice(MARKED)
+        for text in filter(None, (word, generator.choice(STOPS))):
+            places.append((len(context), len(context) + len(text)))
+            context += text
+    (start, _), (_, end) = sorted(generator.choices(places, k=2))
+    return Question(str(number), "word", context, (Answer(context[start:end], start),))
+
+
+def answered(task: Any, questions: list[Question], tokenizer: Any) -> dict[str, str]:
+    """By a model that is sure of the right tokens."""
+    settings = FeatureSettings(max_answer_length=200)
+    features = task.features(questions, tokenizer, settings, training=False)
+    return json.loads(task.predictions(questions, features, certain(features), settings)[""])
+
+
+def test_answers_keep_what_the_tokenizer_drops(marking: Any) -> None:
+    generator = random.Random(0)
+    questions = [marked(generator, number) for number in range(200)]
+    assert answered(SQUAD, questions, marking) == {one.id: one.answers[0].text for one in questions}
+
+
+@pytest.mark.parametrize(
+    ("context", "answer", "found"),
+    [
+        ("cafe\u0301.", "cafe", "cafe\u0301"),  # an accent goes with the letter
+        ("cafe\u0301.", ".", "."),
+        ("(\u200bword)", "word", "word"),  # zero width with the token before it
+        ("(\u200bword)", "(", "(\u200b"),
+        ("\u200bword", "word", "\u200bword"),  # unless there is none
+        ("cafe \u0301 word", "word", "word"),  # what stands alone is nobody's
+        ("cafe \u0301 word", "cafe", "cafe"),
+        ("cafe \u0301 word", "\u0301", ""),
+        ("\u0301 cafe", "cafe", "cafe"),
+    ],
+)
+def test_whose_a_dropped_character_is(marking: Any, context: str, answer: str, found: str) -> None:
+    assert answered(SQUAD_V2, [question(context, answer)], marking) == {"q": found}
 
 
 # --- decoding ---

@@ -67,11 +67,12 @@ def decode(context: str, windows: Sequence[Window], unanswerable: bool, settings
     spans = np.concatenate([_spans(window, settings) for window in windows])
     if unanswerable:
         spans = np.concatenate([spans, [(0, 0, nothing.start_logit, nothing.end_logit)]])
+    dropped = _dropped(context, windows)
     found: dict[str, Candidate] = {}
     for first, end, *logits in spans[np.argsort(-spans[:, 2:].sum(1), kind="stable")].tolist():
         if len(found) == settings.n_best:
             break
-        text = context[int(first) : int(end)]
+        text = _text(context, int(first), int(end), dropped) if end else ""
         found.setdefault(text, Candidate(text, *logits))
     if unanswerable or not found:
         found.setdefault("", nothing)
@@ -90,6 +91,27 @@ def _spans(window: Window, settings: FeatureSettings) -> np.ndarray:
     rows, columns = np.nonzero((lengths > 0) & (lengths <= settings.max_answer_length))
     first, last = starts[rows], ends[columns]
     return np.stack([window.offsets[first, 0], window.offsets[last, 1], logits[first, 0], logits[last, 1]], 1)
+
+
+def _dropped(context: str, windows: Sequence[Window]) -> set[int]:
+    """Places of the characters that are in no token, and no white space either: accents that stand by themselves, vowel
+    signs, zero-width characters."""
+    offsets = np.concatenate([window.offsets[window.offsets[:, 0] >= 0] for window in windows])
+    starts, ends = (np.bincount(column, minlength=len(context) + 1) for column in offsets.T)
+    outside = np.flatnonzero(np.cumsum(starts - ends)[:-1] == 0)
+    return {place for place in outside.tolist() if not context[place].isspace()}
+
+
+def _text(context: str, first: int, end: int, dropped: set[int]) -> str:
+    """A span with its dropped characters: they go with the token before them, or with the one behind them where a word
+    begins with them."""
+    start = first
+    while end in dropped:
+        end += 1
+    while start - 1 in dropped:
+        start -= 1
+    begins = start == 0 or context[start - 1].isspace()
+    return context[start if begins else first : end]
 
 
 def _with_probabilities(candidates: Sequence[Candidate]) -> list[Candidate]:
