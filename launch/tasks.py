@@ -60,7 +60,8 @@ class Inputs:
 
         train = features(task.read(data, "train"), True) if trains else None
         require(not test or bool(task.tests), "test", test, f"{name} has no test set that is published without labels")
-        read = {split: task.read(data, split) for split in (task.tests if test else task.splits)}
+        splits = task.tests if test else task.splits
+        read = {task.name_of(split, data): task.read(data, split) for split in splits}
         held_out = {split: (examples, features(examples, False)) for split, examples in read.items()}
         vocabulary = vocabulary_of(tokenizer)
         source = Shape(model, vocabulary.size, tokenizer_hash=vocabulary.tokenizer_hash)

@@ -44,6 +44,7 @@ def tune(*words: object, expect: int = 0) -> str:
 
 def write_task(name: str, folder: Path) -> Path:
     """Some examples in the task's published format."""
+    folder.mkdir(exist_ok=True)
     generator = random.Random(name)
 
     def text() -> str:
@@ -82,7 +83,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("task", CHECKED)
 def test_from_files_to_a_report(task, models, config, tmp_path):
     """A BERT learns the task, a student learns it from that; what each leaves behind is read by all that follows."""
-    (tmp_path / "data").mkdir()
     data = write_task(task, tmp_path / "data")
     common = ["--task", task, "--data", data, "--deepspeed_config", config, "--max-steps", 2, "--max-length", 40]
     if task == "squad_v2":
@@ -115,7 +115,6 @@ def test_from_files_to_a_report(task, models, config, tmp_path):
 
 
 def test_in_bf16_the_result_says_so(models, tmp_path):
-    (tmp_path / "data").mkdir()
     data, config = write_task("rte", tmp_path / "data"), config_file(tmp_path / "c.json", precision="bf16")
     tune("--task", "rte", "--data", data, "--deepspeed_config", config, "--max-steps", 2, "--model", models[1],
          "--output", tmp_path / "run")  # fmt: skip
@@ -142,6 +141,17 @@ def test_results_are_not_written_over(models, config, tmp_path):
         assert "has runs of several seeds (seed-0, seed-1)" in said
     with pytest.raises(ConfigError, match="holds runs of several seeds: seed-0, seed-1"):
         export(tmp_path / "seeds", tmp_path / "exported")
+
+
+def test_a_test_set_in_place_of_a_dev_set_is_called_so(models, config, tmp_path):
+    """MRPC's, in Microsoft's files."""
+    data = write_task("mrpc", tmp_path / "data")
+    (data / "train.tsv").rename(data / "msr_paraphrase_train.txt")
+    (data / "dev.tsv").rename(data / "msr_paraphrase_test.txt")
+    said = tune("--task", "mrpc", "--data", data, "--deepspeed_config", config, "--max-steps", 2, "--model", models[1],
+                "--output", tmp_path / "run")  # fmt: skip
+    assert said.count("msr_paraphrase_test.txt is MRPC's test set") == 1
+    assert RunFolder(tmp_path / "run").read("result.json")["examples"] == {"test": 12}
 
 
 def test_what_measuring_alone_does_not_take(models, tmp_path):

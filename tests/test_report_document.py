@@ -56,6 +56,18 @@ def test_the_mean_is_over_glue_alone_and_all_nine_are_compared_as_printed(tmp_pa
     assert average["published"]["retention"] == pytest.approx(0.770 / 0.795)
 
 
+def test_scores_on_a_test_set_do_not_stand_beside_those_on_dev_sets(tmp_path):
+    """Of MRPC; the paper's are of dev sets. So the mean with that of SST-2 has nothing beside it, either."""
+    names = [(model, task) for model in "ts" for task in ("mrpc", "sst2")]
+    sets = {"mrpc": {"test": 1725}, "sst2": {"dev": 872}}
+    body = made(*(tuned(tmp_path / f"{model}-{task}", model, task, examples=sets[task]) for model, task in names))
+    assert task_of(body, "mrpc")["published"] is None
+    rows = {row[0]: row for row in tables.tasks(body).rows}
+    assert rows["MRPC"][-4:] == (tables.NONE, tables.NONE, tables.NONE, "1,725 (test)")
+    assert rows["SST-2"][-4:] == ("92.7", "91.3", "98.5", "872")
+    assert rows["GLUE, mean of 2"][-4:] == (tables.NONE, tables.NONE, tables.NONE, "")
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [

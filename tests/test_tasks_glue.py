@@ -114,13 +114,54 @@ def test_mnli_is_measured_by_the_gold_label(tmp_path: Path) -> None:
     assert TASKS["mnli"].read(tmp_path, "matched") == [Sentences(("A", "B"), 0)]
 
 
-def test_mrpc_by_its_first_names(tmp_path: Path) -> None:
-    train = published(tmp_path, "mrpc", "msr_paraphrase_train.txt", 2)
-    test = published(tmp_path, "mrpc", "msr_paraphrase_test.txt", 3)
-    assert TASKS["mrpc"].read(tmp_path, "train") == list(train)
-    assert TASKS["mrpc"].read(tmp_path, "dev") == list(test)
-    glue = published(tmp_path, "mrpc", "train.tsv", 5)
-    assert TASKS["mrpc"].read(tmp_path, "train") == list(glue)
+def microsoft(folder: Path, pairs: int) -> list[Sentences]:
+    """MRPC's two files before GLUE; what is in the training file. Ids are 10, 11 ... and always 20."""
+    published(folder, "mrpc", "msr_paraphrase_test.txt", 3)
+    lines = [f"{n % 2}\t{n + 10}\t20\tfirst {n}\tsecond {n}" for n in range(pairs)]
+    write(folder / "msr_paraphrase_train.txt", PUBLISHED["mrpc"][1], *lines)
+    return [Sentences((f"first {n}", f"second {n}"), n % 2) for n in range(pairs)]
+
+
+@pytest.mark.parametrize("folder", ["", "MRPC"])
+def test_mrpc_by_its_first_names(tmp_path: Path, folder: str) -> None:
+    """GLUE's dev set is what its list names of the training file, in the file's order."""
+    task, own = TASKS["mrpc"], tmp_path / folder
+    pairs = microsoft(own, 5)
+    write(own / "dev_ids.tsv", "13\t20", "20\t10", "11\t20", "99\t99")
+    assert task.read(tmp_path, "train") == [pairs[n] for n in (0, 2, 4)]
+    assert task.read(tmp_path, "dev") == [pairs[n] for n in (1, 3)]
+    assert task.name_of("dev", tmp_path) == "dev"
+    glue = [list(published(own, "mrpc", name, copies)) for name, copies in (("train.tsv", 5), ("dev.tsv", 6))]
+    assert [task.read(tmp_path, split) for split in ("train", "dev")] == glue
+
+
+def test_the_test_set_of_mrpc_is_called_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pairs = microsoft(tmp_path, 5)
+    task = TASKS["mrpc"]
+    assert task.read(tmp_path, "train") == pairs
+    assert not caplog.records
+    assert task.read(tmp_path, "dev") == list(published(tmp_path / "expected", "mrpc", copies=3))
+    (record,) = caplog.records
+    assert "msr_paraphrase_test.txt is MRPC's test set, and measured as such" in record.getMessage()
+    assert "dev_ids.tsv" in record.getMessage()
+    assert [task.name_of(split, tmp_path) for split in ("train", "dev")] == ["train", "test"]
+    assert task.name_of("dev", None) == "dev"
+
+
+def test_a_list_of_other_pairs_than_those_of_mrpc(tmp_path: Path) -> None:
+    microsoft(tmp_path, 5)
+    write(tmp_path / "dev_ids.tsv", "10\t99")
+    for split in ("train", "dev"):
+        with pytest.raises(DataError, match=r"dev_ids\.tsv: none of these pairs is in .*msr_paraphrase_train\.txt"):
+            TASKS["mrpc"].read(tmp_path, split)
+    write(tmp_path / "dev_ids.tsv", "10 20")
+    with pytest.raises(DataError, match=r"dev_ids\.tsv, line 1: 1 fields, expected 2 \(#1 ID, #2 ID\)"):
+        TASKS["mrpc"].read(tmp_path, "dev")
+    (tmp_path / "msr_paraphrase_train.txt").unlink()
+    with pytest.raises(
+        DataError, match=r"of which dev_ids\.tsv lists a part, is not there; looked for msr_paraphrase_train"
+    ):
+        TASKS["mrpc"].read(tmp_path, "dev")
 
 
 def test_byte_order_mark_carriage_returns_and_blank_lines(tmp_path: Path) -> None:
@@ -179,7 +220,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
     [
         ("rte", "train", "RTE's train set is not there; looked for train.tsv, RTE/train.tsv"),
         ("mnli", "mismatched", "looked for dev_mismatched.tsv, MNLI/dev_mismatched.tsv"),
-        ("mrpc", "dev", "looked for dev.tsv, msr_paraphrase_test.txt, MRPC/dev.tsv, MRPC/msr_paraphrase_test.txt"),
+        ("mrpc", "dev", "looked for dev.tsv, dev_ids.tsv, msr_paraphrase_test.txt, MRPC/dev.tsv, MRPC/dev_ids.tsv"),
     ],
 )
 def test_no_such_file(tmp_path: Path, name: str, split: str, names: str) -> None:

@@ -1,5 +1,6 @@
 """The nine tasks of GLUE (Wang et al., 2018): columns, labels and metrics of each, side by side."""
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 _FILES = {"train": "train.tsv", "dev": "dev.tsv", "matched": "dev_matched.tsv", "mismatched": "dev_mismatched.tsv",
           "test": "test.tsv", "test_matched": "test_matched.tsv", "test_mismatched": "test_mismatched.tsv"}  # fmt: skip
-# MRPC's own names, before GLUE; its test set has labels.
-_FIRST_NAMES = {("mrpc", "train"): ["msr_paraphrase_train.txt"], ("mrpc", "dev"): ["msr_paraphrase_test.txt"]}
 _ON_HUB = {"train": "train", "dev": "validation", "matched": "validation_matched",
            "mismatched": "validation_mismatched", "test": "test", "test_matched": "test_matched",
            "test_mismatched": "test_mismatched"}  # fmt: skip
@@ -82,12 +81,19 @@ class Glue(Task[Sentences, Features]):
         assert split in ("train", *self.splits, *self.tests)
         if data is None:
             return list(self._from_hub(split))
-        names = [_FILES[split], *_FIRST_NAMES.get((self.name, split), [])]
-        path = find(data, [*names, *(f"{self.folder}/{name}" for name in names)], f"{self.folder}'s {split} set")
+        path = self._path(data, split)
         examples = list(self._without_labels(path) if split in self.tests else self._from_file(path))
         if not examples:
             raise DataError(f"{path}: no examples in it")
         return examples
+
+    def _names(self, split: str) -> list[str]:
+        """Of the files that it may be in, the best first."""
+        return [_FILES[split]]
+
+    def _path(self, data: Path, split: str) -> Path:
+        names = self._names(split)
+        return find(data, [*names, *(f"{self.folder}/{name}" for name in names)], f"{self.folder}'s {split} set")
 
     def _from_file(self, path: Path) -> Iterator[Sentences]:
         for place, (*texts, label) in table(path, (*self.texts, self.label), self.header, self.ragged):
@@ -160,6 +166,46 @@ class Glue(Task[Sentences, Features]):
         return stacked.argmax(1) if self.labels else stacked[:, 0]
 
 
+_TRAIN, _TEST, _DEV_IDS = "msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "dev_ids.tsv"
+
+
+@dataclass(frozen=True)
+class Mrpc(Glue):
+    """MRPC, also in Microsoft's two files. `dev_ids.tsv`, two ids a line, lists the pairs of the training file that are
+    GLUE's dev set (as in GLUE's `download_glue_data.py`); without it the test file, which has labels, stands in."""
+
+    def name_of(self, split: str, data: Path | None) -> str:
+        """See Task."""
+        return "test" if split == "dev" and data and self._path(data, split).name == _TEST else split
+
+    def _names(self, split: str) -> list[str]:
+        return [*super()._names(split), *{"train": [_TRAIN], "dev": [_DEV_IDS, _TEST]}.get(split, [])]
+
+    def _from_file(self, path: Path) -> Iterator[Sentences]:
+        ids = path.with_name(_DEV_IDS)
+        if path == ids or (path.name == _TRAIN and ids.is_file()):
+            whole = find(path.parent, [_TRAIN], f"MRPC's training set, of which {_DEV_IDS} lists a part,")
+            return self._part(whole, ids, listed=path == ids)
+        if path.name == _TEST:
+            logging.getLogger(__name__).warning(
+                "warning: %s is MRPC's test set, and measured as such; for GLUE's dev set put its list of pairs, %s, "
+                "beside it", path, _DEV_IDS,
+            )  # fmt: skip
+        return super()._from_file(path)
+
+    def _part(self, path: Path, ids: Path, listed: bool) -> Iterator[Sentences]:
+        """The pairs that are listed, or the others."""
+        columns = ("#1 ID", "#2 ID")
+        dev = {tuple(pair) for _, pair in table(ids, columns, header=columns)}
+        rows = zip(super()._from_file(path), table(path, columns), strict=True)
+        found = [(example, tuple(pair) in dev) for example, (_, pair) in rows]
+        if not any(is_dev for _, is_dev in found):
+            raise DataError(
+                f"{ids}: none of these pairs is in {path}; a line must be two of its ids, separated by a tab"
+            )
+        yield from (example for example, is_dev in found if is_dev == listed)
+
+
 _SAME = ("not_entailment", "entailment")
 
 # Labels in the order of the hub's ids, so that models fine-tuned elsewhere mean the same.
@@ -172,7 +218,7 @@ GLUE = (
         "mnli", "MNLI", ("sentence1", "sentence2"), "gold_label", ("entailment", "neutral", "contradiction"),
         ("accuracy",), named=True, splits=("matched", "mismatched"), texts_on_hub=("premise", "hypothesis"),
     ),
-    Glue(
+    Mrpc(
         "mrpc", "MRPC", ("#1 String", "#2 String"), "Quality", ("not_equivalent", "equivalent"), ("f1", "accuracy"),
         texts_on_hub=("sentence1", "sentence2"),
     ),

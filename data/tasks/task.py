@@ -110,6 +110,10 @@ class Task(ABC, Generic[E, F]):
     def tests(self) -> tuple[str, ...]:
         return ()
 
+    def name_of(self, split: str, data: Path | None) -> str:
+        """What a split is called in results: otherwise where the files hold another set in its place."""
+        return split
+
     @abstractmethod
     def read(self, data: Path | None, split: str) -> list[E]:
         """Examples of "train", of one of the splits, or of one of the tests (whose labels are all 0).

@@ -117,7 +117,8 @@ def _task_rows(task: Json, columns: Sequence[str], kept: Sequence[str]) -> Itera
     scores = [_score(task["scores"].get(column), main) for column in columns]
     shares = [percent(task["retention"].get(column)) for column in kept]
     printed = [percent(paper.get(name)) for name in (TEACHER, STUDENT, "retention")]
-    examples = " + ".join(f"{size:,}" for size in task["examples"].values()) or NONE
+    sizes = (f"{size:,}{' (test)' if split == 'test' else ''}" for split, size in task["examples"].items())
+    examples = " + ".join(sizes) or NONE
     yield (task_title(task["task"]), main, *scores, *shares, *printed, examples)
     for name in dict.fromkeys(name for score in task["scores"].values() for name in score["metrics"]):
         if name != main:
