@@ -29,8 +29,8 @@ class FeatureSettings:
 
     max_length: int | None = flag(None, "tokens of an input at most (default: 128 for GLUE, 384 for SQuAD)", "TOKENS")
     doc_stride: int | None = flag(
-        None, "SQuAD: tokens that neighbouring windows of a long context share (default: 128, or half of the room for "
-        "the context where that is less)", "TOKENS",
+        None, "SQuAD: tokens that neighbouring windows of a long context share: their overlap, not their step "
+        "(default: 128, or half of the room for the context where that is less)", "TOKENS",
     )  # fmt: skip
     max_query_length: int = flag(64, "SQuAD: questions are cut there", "TOKENS")
     max_answer_length: int = flag(30, "SQuAD: answers are no longer", "TOKENS")
