@@ -39,6 +39,7 @@ from launch.training import Course, Training
 from model import heads, hf
 from model.distiller import parameter_groups
 from model.finetuner import TERMS, FineTuner, TaskInputs
+from model.heads import TaskModel
 from model.losses import TaskObjective
 
 DESCRIPTION = "Fine-tune a BERT or a student on a task, inside DeepSpeed; under --teacher, distil the task, too."
@@ -158,6 +159,8 @@ def finetune(
     last = length.last(steps, done)
     checkpoints = keep.most(done, last, cadence.checkpoint_interval)
     space.check(engine, folder.checkpoints, checkpoints)
+    if teacher and paths.teacher and done == 0:
+        examine(paths.teacher, teacher, inputs, world, evaluation.eval_batch)
     if world.is_main:
         facts = environment(world, steps=steps, fingerprint=record["fingerprint"])
         folder.begin(done == steps, config=record, ds_config=config, environment=facts)
@@ -230,6 +233,20 @@ def load_config(paths: Paths) -> ds_config.Json:
     return ds_config.load(paths.deepspeed_config, distributed.device_type())
 
 
+def examine(name: str, teacher: TaskModel, inputs: Inputs, world: World, size: int) -> None:
+    """Say what the teacher scores itself.
+
+    Raises:
+        ConfigError: it seems to mean the labels in another order.
+    """
+    examiner = Examiner(FineTuner(teacher, None, TaskObjective()), inputs, world, size)
+    with bar(examiner.batches, " batches", "measuring the teacher") as progress:
+        metrics = examiner.measure(lambda _: progress.update())
+    examiner.check_labels("teacher", name)
+    if world.is_main:
+        say(f"{inputs.task.name} | teacher | {shown(metrics)}")
+
+
 def evaluate(inputs: Inputs, paths: Paths, evaluation: Evaluation, world: World) -> None:
     """Measure a model as it is, in fp32."""
     require(not evaluation.onnx or world.ranks == 1, "onnx", True, "measures latency: start one process alone")
@@ -237,11 +254,12 @@ def evaluate(inputs: Inputs, paths: Paths, evaluation: Evaluation, world: World)
         model = heads.load(paths.model, inputs.task.head, inputs.task.labels, known=True)
         inputs.check((paths.model, model))
     tuner = FineTuner(model.to(world.device), None, TaskObjective())
-    forms = task_forms.opened(paths.model, inputs.task.head) if evaluation.onnx else []
+    forms = task_forms.opened(paths.model, inputs.task.head, inputs.task.labels) if evaluation.onnx else []
     examiner = Examiner(tuner, inputs, world, evaluation.eval_batch)
     with bar(examiner.batches, " batches", "measuring") as progress:
         metrics = examiner.measure(lambda _: progress.update())
     if inputs.labelled:
+        examiner.check_labels("model", paths.model)
         rows = task_forms.measure(forms, inputs) if forms else []
         more = {"production": rows} if rows else {}
         keep_result(RunFolder(paths.output), inputs, paths, evaluation, examiner, world, seed=None, step=None, **more)

@@ -24,6 +24,8 @@ from launch.progress import bar
 from launch.reporting import forms, speed
 from launch.tasks import Inputs
 from model import hf, onnx_export, verify
+from model.config import read_values
+from model.heads import Kind, TaskHead
 from model.onnx_export import Run
 
 Json = dict[str, Any]
@@ -39,21 +41,24 @@ class Form:
     run: Run
 
 
-def opened(model: str, kind: str) -> list[Form]:
+def opened(model: str, kind: Kind, labels: tuple[str, ...]) -> list[Form]:
     """Those of a model: torch first.
 
     Args:
         model: folder or hub name.
-        kind: of its task head.
+        kind, labels: of its task head.
 
     Raises:
-        ConfigError: there is no ONNX file beside the weights, or nothing that runs it.
+        ConfigError: there is no ONNX file beside the weights, nothing that runs it, or its labels are in another order.
         CheckpointError: a file is damaged, or another model's.
     """
     folder = hf.fetch(model)
     paths = forms.files(folder)
     if not paths:
         raise ConfigError(f"--onnx: {folder} has no {forms.FILES['ONNX']}: `python -m model.export {folder} --onnx`")
+    own, order = TaskHead.of(read_values(folder)), range(max(1, len(labels)))
+    if own is None or own.order(TaskHead(kind, labels)) != list(order):
+        raise ConfigError(f"--onnx: the labels of {folder} are not in the task's order ({', '.join(labels)})")
     onnx_export.check_libraries()
     network = verify.stock(folder, kind, leftovers=True)
     stock = Form(forms.TORCH, hf.weight_bytes(folder), _by_torch(network))

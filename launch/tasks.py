@@ -1,5 +1,7 @@
 """A task's data as features, and a model's marks on it."""
 
+import itertools
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from data.tokenizer import load_tokenizer, vocabulary_of
 from launch import distributed
 from launch.args import require
 from launch.distributed import World
+from launch.errors import NonFiniteError
 from launch.evaluate import shape_of
 from launch.preflight import Shape, check_features
 from model.finetuner import FineTuner, TaskInputs
@@ -116,6 +119,9 @@ class Examiner:
 
         Args:
             alive: called before each batch.
+
+        Raises:
+            NonFiniteError: on all ranks: outputs are not finite, and any score of them would be made up.
         """
         held_out = self.inputs.held_out.items()
         self.outputs = {name: self._outputs(features, alive) for name, (_, features) in held_out}
@@ -130,7 +136,37 @@ class Examiner:
             answers = self.tuner.outputs(TaskInputs.of(batch, world.device).to(world.device))
             found |= zip(numbers.tolist(), (answer.float().cpu().numpy() for answer in answers), strict=True)
         everything = {number: answer for share in distributed.gather(found) for number, answer in share.items()}
+        if lost := sum(not np.isfinite(answer).all() for answer in everything.values()):
+            raise NonFiniteError(
+                f"the model's outputs for {lost:,} of {len(features):,} held-out inputs are not finite"
+            )
         return [everything[number] for number in range(len(features))]
+
+    def check_labels(self, flag: str, name: str) -> None:
+        """Whether a model whose labels have no names means them in the data's order, by what was measured last.
+
+        Args:
+            flag, name: of the model, for the message.
+
+        Raises:
+            ConfigError: in another order they would fit far better: by more than four standard errors of chance.
+        """
+        if not self.tuner.student.guessed:
+            return
+        count = len(self.inputs.task.labels)
+        right = np.zeros((count, count), np.int64)  # examples by label, and by the model's answer
+        for split, (_, features) in self.inputs.held_out.items():
+            np.add.at(right, (features.labels, np.stack(self.outputs[split]).argmax(1)), 1)
+        hits = {order: sum(right[order[i], i] for i in range(count)) for order in itertools.permutations(range(count))}
+        best, examples = max(hits, key=lambda order: hits[order]), right.sum()
+        now = hits[tuple(range(count))]
+        labels = ", ".join(self.inputs.task.labels[i] for i in best)
+        require(
+            hits[best] - now <= 4 * math.sqrt(examples), flag, name,
+            f"its labels have no names; in the task's order it is right in {now / examples:.1%} of the held-out "
+            f"examples, but in {hits[best] / examples:.1%} if they are {labels}. Name them so in a copy's config.json: "
+            f'"id2label": {json.dumps({str(i): self.inputs.task.labels[label] for i, label in enumerate(best)})}',
+        )  # fmt: skip
 
     def write(self, path: Path) -> None:
         """The predictions of the last time; of several splits, into a file each, with its name before the suffix."""

@@ -121,12 +121,16 @@ class TaskHead:
             return 0.0 if self.kind == "span" else config.hidden_dropout
         return 0.1 if self.kind == "span" else 0.2
 
-    def fits(self, other: "TaskHead") -> bool:
-        """Whether logits mean the same. Case does not count, and labels without names (LABEL_0) only by number."""
-        if self.kind != "classification" or self.kind != other.kind:
-            return self.kind == other.kind
+    def order(self, other: "TaskHead") -> list[int] | None:
+        """Which of its logits mean those of another head, one after the other; None: they mean something else. Case
+        does not count, and labels without names (LABEL_0) only by number."""
+        if self.kind != other.kind:
+            return None
         mine, theirs = ([label.casefold() for label in head.labels] for head in (self, other))
-        return mine == theirs or (not self.named and len(mine) == len(theirs))
+        places = list(range(max(1, len(mine))))
+        if self.kind != "classification" or mine == theirs or (not self.named and len(mine) == len(theirs)):
+            return places
+        return [mine.index(label) for label in theirs] if sorted(mine) == sorted({*theirs}) else None
 
     @property
     def named(self) -> bool:
@@ -138,7 +142,13 @@ class TaskHead:
 
 
 class TaskModel(Encoder):
-    """The encoder with a task head."""
+    """The encoder with a task head.
+
+    Attributes:
+        guessed: its labels had no names where it was loaded from; that they are in the task's order is a guess.
+    """
+
+    guessed = False
 
     def __init__(self, config: BertConfig, task: TaskHead) -> None:
         super().__init__(config)
@@ -227,8 +237,8 @@ def build(config: BertConfig, task: TaskHead) -> TaskModel:
 def load(name: str | Path, kind: Kind, labels: Sequence[str] = (), known: bool = False) -> TaskModel:
     """Any BERT or DistilBERT by folder or hub name, with a head for the task, in fp32 and evaluation mode.
 
-    The last layer is the file's where that was trained for the same labels, else new, like what the file does not have:
-    drawn from torch's global generator, and named in a log line.
+    The last layer is the file's where that was trained for the same labels, in whatever order, else new, like what the
+    file does not have: drawn from torch's global generator, and named in a log line.
 
     Args:
         labels: names of the classes, in the order of the data's numbers.
@@ -245,31 +255,36 @@ def load(name: str | Path, kind: Kind, labels: Sequence[str] = (), known: bool =
         own = TaskHead.of(values)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
-    fits = own is not None and own.fits(task)
-    if known and not fits:
+    order = own.order(task) if own else None
+    moved = order is not None and order != sorted(order)
+    if known and order is None:
         _refuse(name, own, _architecture(values), task)
     model = build(config, task)
     state = hf.read_folder(folder)
-    if not fits:
+    if order is None:
         state = {key: value for key, value in state.items() if not key.startswith(("classifier.", "qa_outputs."))}
+    elif moved:
+        last = {key: state[key] for key in ("classifier.weight", "classifier.bias") if key in state}
+        state |= {key: rows[order] for key, rows in last.items() if len(rows) == len(order)}  # else refused below
     report = hf.load_state(model, config, state, str(name))
     new = set() if known else set(report.missing) & _head_names(model)
     hf.refuse_missing([key for key in report.missing if key not in new], str(name))
-    unnamed = task.labels if fits and own and not own.named else ()
+    unnamed = task.labels if order and own and not own.named else ()
     for what, names in {
+        "its labels are in another order; taken by their names": own.labels if own and moved else (),
         "its labels have no names; taken for these, in this order": unnamed,
         "new, with random weights": sorted(new),
         "not used": report.of_other_tasks,
     }.items():
         if names:
             logger.warning("%s: %s: %s", name, what, ", ".join(names))
+    model.guessed = bool(unnamed)
     return model.eval()
 
 
 def _refuse(name: str | Path, own: TaskHead | None, architecture: str, task: TaskHead) -> None:
     what = f"is a model for {own}" if own else f"is a {architecture or 'model that names no architecture'}"
-    order = ", its labels in this order" if task.kind == "classification" else ""
-    raise ConfigError(f"{name} {what}; needed is one for {task}: give one that was fine-tuned on this task{order}")
+    raise ConfigError(f"{name} {what}; needed is one for {task}: give one that was fine-tuned on this task")
 
 
 def _head_names(model: TaskModel) -> set[str]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import transformers
 from jobs import NO_DROPOUT, config_file, make_models, write_squad, write_sst2
 from ranks import command_line, read_log, run_ranks
+from safetensors.torch import load_file, save_file
 
 from data.tasks import TASKS
 from launch import report
@@ -140,19 +142,60 @@ def bert_that_knows(models, sst2, config, tmp_path_factory) -> Path:
     return folder / "model"
 
 
+def changed(model: Path, folder: Path, change: Callable[[torch.Tensor], torch.Tensor], **values: object) -> Path:
+    """A copy with another last layer, and other values in its config.json."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("onnx"))
+    state = load_file(folder / "model.safetensors")
+    state |= {name: change(state[name]).contiguous() for name in ("classifier.weight", "classifier.bias")}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    body = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(body | values))
+    return folder
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["start", "dry run"])
+def test_a_teacher_whose_labels_have_another_order(more, bert_that_knows, models, sst2, config, tmp_path):
+    """Without names, as many published models are, it would teach the opposite; with names it is understood."""
+    argv = words("sst2", sst2, models[1], tmp_path / "run", "--deepspeed_config", config, "--max-steps", 2, *more)
+    names = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
+    turned = changed(bert_that_knows, tmp_path / "turned", lambda rows: rows.flip(0), **names)
+    said = tune([*argv, "--teacher", turned], ranks=2, expect=2)
+    assert f"--teacher {turned}: its labels have no names; in the task's order it is right in 0.0% of the held" in said
+    cure = {"id2label": {"0": "positive", "1": "negative"}}
+    assert (
+        f"but in 100.0% if they are positive, negative. Name them so in a copy's config.json: {json.dumps(cure)[1:-1]}"
+        in said
+    )
+    assert not (tmp_path / "run" / "config.json").exists()
+    named = changed(turned, tmp_path / "named", torch.clone, **cure)
+    said = tune([*argv, "--teacher", named], ranks=2)
+    assert "its labels are in another order; taken by their names: positive, negative" in said
+    assert "sst2 | teacher | accuracy 1.0000" in said
+
+
+def test_measured_alone_labels_have_an_order_too(exported, sst2, tmp_path):
+    def measure(model: Path, expect: int) -> str:
+        return tune([*words("sst2", sst2, model, tmp_path / "run")[:-2], "--eval-only"], expect=expect)
+
+    unnamed, named = (
+        {"id2label": dict(enumerate(names))} for names in (("LABEL_0", "LABEL_1"), ("positive", "negative"))
+    )
+    turned = changed(exported, tmp_path / "turned", lambda rows: rows.flip(0), **unnamed)
+    assert "but in 100.0% if they are positive, negative" in measure(turned, 2)
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert "accuracy 1.0000" in measure(changed(turned, tmp_path / "named", torch.clone, **named), 0)
+
+
+def test_outputs_that_are_not_finite_are_no_result(exported, sst2, tmp_path):
+    changed(exported, tmp_path / "lost", lambda rows: rows * torch.nan)
+    argv = [*words("sst2", sst2, tmp_path / "lost", tmp_path / "run")[:-2], "--eval-only"]
+    assert "outputs for 60 of 60 held-out inputs are not finite" in tune(argv, ranks=2, expect=5)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
 def test_distillation_follows_the_teacher(bert_that_knows, models, sst2, config, tmp_path):
     """A teacher with all its labels turned round: without labels of its own, the student learns those."""
-    weights = bert_that_knows / "model.safetensors"
-    from safetensors.torch import load_file, save_file
-
-    turned = tmp_path / "turned"
-    turned.mkdir()
-    for file in bert_that_knows.iterdir():
-        if file.is_file() and file != weights:
-            (turned / file.name).write_bytes(file.read_bytes())
-    state = load_file(weights)
-    state |= {name: -state[name] for name in ("classifier.weight", "classifier.bias")}
-    save_file(state, turned / "model.safetensors", metadata={"format": "pt"})
+    turned = changed(bert_that_knows, tmp_path / "turned", torch.neg)
     argv = words("sst2", sst2, models[1], tmp_path / "run", "--deepspeed_config", config, "--epochs", 4)
     tune([*argv, "--teacher", turned, "--alpha-task", 0, "--alpha-ce", 1])
     assert RunFolder(tmp_path / "run").read("result.json")["metrics"]["accuracy"] < 0.05
