@@ -12,7 +12,7 @@ import numpy as np
 
 from data.indexed import Dataset
 from data.vocabulary import id_dtype
-from launch import costs, ds_config, plan_report, scaling
+from launch import costs, ds_config, hub, plan_report, scaling
 from launch.args import flag, parse, require
 from launch.costs import Tokens
 from launch.errors import ConfigError, did_you_mean, run
@@ -20,6 +20,7 @@ from launch.plan_report import columns, section
 from launch.retention import Retention
 from launch.scaling import GPUS, Cluster, Job
 from model.config import BertConfig
+from model.extract import default_layers, student_config
 from model.kernels.distillation import CHUNK
 
 DESCRIPTION = """\
@@ -32,7 +33,6 @@ What a distillation costs, on paper. Formulas (d hidden size, f intermediate siz
 launch/costs.py and launch/scaling.py explain them; tests/test_plan.py compares them with runs on 1 and 2 ranks."""
 EXAMPLE = "  python -m launch.plan --gpu H100 --gpus-per-node 8 --nodes 8 --interconnect-gbps 3200"
 TOKENS, MEAN_LENGTH = 4e9, 127.0  # BooksCorpus and Wikipedia, a sequence a line
-STUDENT = BertConfig(num_hidden_layers=6, type_vocab_size=0, attention_output_dropout=0.0)
 
 
 def _positive(flags: object, *names: str) -> None:
@@ -99,8 +99,12 @@ class Recipe:
     zero_stage: int | None = flag(None, "ZeRO stage, 1 or 2 (default: the JSON's)", "STAGE")
     batch: int | None = flag(None, "sequences of a step, on all GPUs (default: the JSON's)", "SEQUENCES")
     micro_batch: int | None = flag(None, "sequences that a GPU takes at once (default: the JSON's)", "SEQUENCES")
-    teacher_config: Path | None = flag(None, "config.json, or its folder (default: BERT-base)", "PATH")
-    student_config: Path | None = flag(None, "config.json, or its folder (default: 6 layers of BERT-base)", "PATH")
+    teacher_config: str | None = flag(
+        None, "config.json, its folder, or a name on the Hugging Face hub (default: BERT-base)", "MODEL"
+    )
+    student_config: str | None = flag(
+        None, "the same of the student (default: half of the teacher's layers, as `model.extract` takes them)", "MODEL"
+    )
     checkpoint_interval: int = flag(1000, "steps between checkpoints", "STEPS")
 
     def __post_init__(self) -> None:
@@ -143,15 +147,28 @@ def corpus(text: Text, vocabulary: int) -> Corpus:
     return Corpus(tokens, squares, sequences, index + sum(shard.ids.nbytes for shard in shards))
 
 
-def shape(path: Path | None, default: BertConfig) -> BertConfig:
-    """What a config.json says.
+def shape(model: str) -> BertConfig:
+    """What a config.json says: by its path, by its folder, or by the model's name on the hub.
 
     Raises:
-        ConfigError: there is none, or one that can't be read.
+        ConfigError: there is none, or one that can't be read; or as `hub.fetch`.
     """
-    if path is None:
-        return default
-    return BertConfig.read(path.parent if path.name == "config.json" else path)
+    path = Path(model)
+    if path.name == "config.json":
+        return BertConfig.read(path.parent)
+    return BertConfig.read(path if path.is_file() else hub.fetch(model, ("config.json",)))
+
+
+def shapes(recipe: Recipe) -> tuple[BertConfig, BertConfig]:
+    """Teacher and student; where nothing is said of the student, it is what `model.extract` makes of the teacher.
+
+    Raises:
+        ConfigError: as `shape`.
+    """
+    teacher = shape(recipe.teacher_config) if recipe.teacher_config else BertConfig()
+    if recipe.student_config:
+        return teacher, shape(recipe.student_config)
+    return teacher, student_config(teacher, default_layers(teacher.num_hidden_layers))
 
 
 def configuration(recipe: Recipe, hardware: Hardware) -> ds_config.Json:
@@ -178,15 +195,15 @@ def configuration(recipe: Recipe, hardware: Hardware) -> ds_config.Json:
     return config
 
 
-def job_of(recipe: Recipe, config: ds_config.Json, data: Corpus) -> Job:
+def job_of(teacher: BertConfig, student: BertConfig, config: ds_config.Json, data: Corpus) -> Job:
     """What is trained, and how.
 
     Args:
         config: with its batch sizes explicit.
     """
     return Job(
-        teacher=shape(recipe.teacher_config, BertConfig()),
-        student=shape(recipe.student_config, STUDENT),
+        teacher=teacher,
+        student=student,
         engine=costs.engine(config),
         sequence=Tokens(data.tokens, data.squares, data.tokens) * (1 / data.sequences),
         batch=config["train_batch_size"],
@@ -212,11 +229,12 @@ def plan(text: Text, hardware: Hardware, recipe: Recipe, keep: Retention) -> str
     """The whole table.
 
     Raises:
-        DilbertError: as `corpus`, `shape` and `configuration`.
+        DilbertError: as `corpus`, `shapes` and `configuration`.
     """
     config, cluster = configuration(recipe, hardware), hardware.cluster
-    data = corpus(text, shape(recipe.student_config, STUDENT).vocab_size)
-    job = job_of(recipe, config, data)
+    teacher, student = shapes(recipe)
+    data = corpus(text, student.vocab_size)
+    job = job_of(teacher, student, config, data)
     step, steps = scaling.step(job, cluster), math.ceil(text.epochs * data.sequences / job.batch)
     assert step is not None, "batch_sizes has cut the batch"
     lines = [

@@ -1,4 +1,4 @@
-"""A Hugging Face hub on this machine: as much of its HTTP as its own libraries ask for to read datasets."""
+"""A Hugging Face hub on this machine: as much of its HTTP as its own libraries ask for to read datasets and models."""
 
 import json
 import threading
@@ -14,7 +14,7 @@ COMMIT = "c0ffee00" * 5
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """Its address for the block; the files of dataset `a/b` are those in `folder/a/b`, all of one commit."""
+    """Its address for the block; the files of dataset or model `a/b` are those in `folder/a/b`, all of one commit."""
     handler = type("Handler", (_Handler,), {"folder": folder})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -28,15 +28,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         match unquote(urlsplit(self.path).path).strip("/").split("/"):
-            case ["api", "datasets", owner, name, *more] if not (self.folder / owner / name).is_dir():
+            case ["api", _, owner, name, *more] if not (self.folder / owner / name).is_dir():
                 self.refuse("RepoNotFound")
-            case ["api", "datasets", _, _, "revision", revision] if revision not in ("main", COMMIT):
+            case ["api", _, _, _, "revision", revision] if revision not in ("main", COMMIT):
                 self.refuse("RevisionNotFound")
-            case ["api", "datasets", owner, name] | ["api", "datasets", owner, name, "revision", _]:
+            case ["api", _, owner, name] | ["api", _, owner, name, "revision", _]:
                 self.answer({"id": f"{owner}/{name}", "sha": COMMIT, "siblings": []})
-            case ["api", "datasets", owner, name, "tree", _, *more]:
+            case ["api", _, owner, name, "tree", _, *more]:
                 self.list(self.folder / owner / name, "/".join(more))
-            case ["datasets", owner, name, "resolve", _, *more]:
+            case ["datasets", owner, name, "resolve", _, *more] | [owner, name, "resolve", _, *more]:
                 self.send(self.folder / owner / name / "/".join(more))
             case _:
                 self.refuse("EntryNotFound")

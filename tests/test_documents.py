@@ -6,7 +6,6 @@ import random
 import re
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import documents
@@ -57,7 +56,8 @@ ORIGINAL = """
     --verbose_logging --logging_steps --save_steps --eval_all_checkpoints --no_cuda --overwrite_output_dir
     --overwrite_cache --server_ip --server_port --threads
 """
-TEACHERS = {"base": 30522, "cased": 28996, "german": 30000, "multilingual": 119547}  # tokens that they know
+TEACHERS = {"bert-base-uncased": 30522, "bert-base-cased": 28996, "bert-base-german-cased": 30000,
+            "bert-base-multilingual-cased": 119547}  # tokens that they know; their shapes are one  # fmt: skip
 WORDS = (*VOCABULARY, *(f"[unused{number}]" for number in range(30522 - len(VOCABULARY))))
 
 
@@ -375,47 +375,58 @@ def test_the_page_of_recipes_as_its_user_reads_it(home: Path, shell: Shell) -> N
 # --- figures on paper ---
 
 
-def planned(words: list[str], vocabulary: int, folder: Path) -> str:
-    """What `launch.plan` says for a teacher and a student that know so many tokens."""
-    models = {"--teacher-config": BertConfig(vocab_size=vocabulary),
-              "--student-config": replace(plan.STUDENT, vocab_size=vocabulary)}  # fmt: skip
-    for name, config in models.items():
-        if name in words:
-            (folder / name).mkdir(exist_ok=True)
-            config.write(folder / name)
-            words[words.index(name) + 1] = str(folder / name)
-    return plan.plan(*args.parse("", plan.Text, plan.Hardware, plan.Recipe, Retention, argv=words))
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teachers' shapes as folders here, by the names that they have on the hub."""
+    (tmp_path / "ds_configs").symlink_to(ROOT / "ds_configs")
+    for name, vocabulary in TEACHERS.items():
+        (tmp_path / name).mkdir()
+        BertConfig(vocab_size=vocabulary).write(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
 
 
+def planned(words: str) -> str:
+    """What `launch.plan` says to them."""
+    return plan.plan(*args.parse("", plan.Text, plan.Hardware, plan.Recipe, Retention, argv=words.split()))
+
+
+@pytest.mark.usefixtures("published")
 @pytest.mark.parametrize("script", RECIPES, ids=lambda path: path.stem)
-def test_heads_of_recipes(script: Path, tmp_path: Path) -> None:
+def test_heads_of_recipes(script: Path) -> None:
     """Each says what it needs and what came of it; hours, disk and memory are those of the plans that it names."""
     head = " ".join(script.read_text().partition("set -euo pipefail\n")[0].replace("\n#", " ").split())
     assert re.search("Hardware: .* Duration: .* Disk: .* Result: not run here", head)
     plans = re.findall(r"python -m launch\.plan ([^)]*)\)", head)
     assert plans or script.stem == "squad"
     for words in plans:
-        said = planned(words.split(), TEACHERS.get(script.stem, TEACHERS["base"]), tmp_path)
+        said = planned(words)
         hours, sizes = re.findall(r"hours +([\d.]+)", said), re.findall(r"in all +([\d.]+) GB", said)
         assert f"{hours[0]} hours" in head, hours
         assert f"{sizes[1]} GB" in head or "V100" in words, sizes
         page = next(row for row in documents.rows(PAGES[3].read_text()) if f"[{script.name}]" in row[0])
         assert f"{hours[0]} h" in page[4] or page[4] == "the same", page
+        teachers = {
+            *re.findall(r"--teacher-config (\S+)", words),
+            *re.findall(r"TEACHER:-([\w-]+)", script.read_text()),
+        }
+        assert teachers <= {page[1].strip("`")}, "planned, taken and named is the same one"
 
 
+@pytest.mark.usefixtures("published")
 def test_the_page_of_recipes_names_all_of_them() -> None:
     rows = documents.rows(PAGES[3].read_text())
     assert {f"[{path.name}]({path.name})" for path in RECIPES} == {row[0] for row in rows}
     for row in rows:
-        name = row[0].strip("[").split(".")[0]
-        config = replace(plan.STUDENT, vocab_size=TEACHERS.get(name, TEACHERS["base"]))
-        assert row[2] in (f"{parameters(config):,}", ""), name
+        if row[2]:
+            _, student = plan.shapes(plan.Recipe(teacher_config=row[1].strip("`")))
+            assert row[2] == f"{parameters(student):,}", row
 
 
-def test_hours_of_the_five_commands(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("published")
+def test_hours_of_the_five_commands() -> None:
     text = documents.section(PAGES[0], "A real distillation")
     for words in ("--nodes 8", "--nodes 8 --interconnect-gbps 3200", "--nodes 1"):
-        said = planned(["--gpu", "H100", *words.split()], TEACHERS["base"], tmp_path)
+        said = planned(f"--gpu H100 {words}")
         assert re.findall(r"hours +([\d.]+)", said)[0] in text
     dataset, checkpoint = (float(re.findall(rf"{name} +([\d.]+) GB", said)[0]) for name in ("dataset", "checkpoint"))
     assert f"{dataset:.1f} GB of dataset" in text and f"{checkpoint} GB a checkpoint" in text

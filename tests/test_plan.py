@@ -5,13 +5,16 @@ import json
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from jobs import config_file, flags, make_models
+from played_hub import served
 from ranks import run_ranks, train
 from tiny_models import chosen_kernels
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
@@ -32,6 +35,7 @@ ROOT = Path(__file__).parents[1]
 WIDE = {"hidden_size": 128, "intermediate_size": 384}  # so that a checkpoint is weights, and not names
 BF16 = {"data_types": {"grad_accum_dtype": "fp32"}}
 MICRO, BATCH, STEPS = 4, 16, 3
+_, STUDENT = plan.shapes(Recipe())
 
 
 # --- by hand ---
@@ -40,7 +44,7 @@ MICRO, BATCH, STEPS = 4, 16, 3
 def test_parameters_of_the_published_models():
     """What `transformers` counts for bert-base-uncased (masked-LM, tied) and distilbert-base-uncased."""
     assert costs.parameters(BertConfig()) == 109_514_298
-    assert costs.parameters(plan.STUDENT) == 66_985_530
+    assert costs.parameters(STUDENT) == 66_985_530
 
 
 def test_flops_by_hand():
@@ -66,7 +70,7 @@ def test_flops_of_the_base_pair(length, teacher, student):
     head 2 x 768^2 + 2 x 768 x 30522 = 48.1; student: half the layers, the same head, all three times."""
     token = Tokens.of([length]) * (1 / length)
     assert costs.forward_flops(BertConfig(), token) / 1e6 == pytest.approx(teacher, abs=0.05)
-    assert 3 * costs.forward_flops(plan.STUDENT, token) / 1e6 == pytest.approx(student, abs=0.05)
+    assert 3 * costs.forward_flops(STUDENT, token) / 1e6 == pytest.approx(student, abs=0.05)
 
 
 def test_memory_by_hand():
@@ -84,7 +88,7 @@ def test_memory_by_hand():
     # 100 rows: 30,522 words are 30,528 columns; two models, two padded embeddings; the gradient of one, and its sum.
     logits = 2 * 2 * (100 * 30_528 + 30_528 * 768) + (2 + 4) * 30_528 * 768
     assert costs.logits_bytes(BertConfig(), first, 100) == logits
-    parts = costs.memory(BertConfig(), plan.STUDENT, first, 4, tokens=100, chunk=1000)
+    parts = costs.memory(BertConfig(), STUDENT, first, 4, tokens=100, chunk=1000)
     assert parts["teacher"] == 2 * 109_514_298
     assert parts["logits"] == logits, "a chunk has no more rows than the micro-batch"
 
@@ -104,12 +108,12 @@ def test_messages_by_hand():
 
 def test_what_can_hide_by_hand():
     """Of the base student's 66,985,530 gradients 23,835,648 are the embeddings', ready last; 43,149,882 are before."""
-    assert costs.embedding_parameters(plan.STUDENT) == (30_522 + 512 + 2) * 768
+    assert costs.embedding_parameters(STUDENT) == (30_522 + 512 + 2) * 768
     overlap = functools.partial(Engine, stage=2, overlap=True)
-    assert costs.hideable(plan.STUDENT, overlap(bucket=10_000_000)) == 40_000_000 / 66_985_530
-    assert costs.hideable(plan.STUDENT, overlap()) == 0, "one bucket holds all"
-    assert costs.hideable(plan.STUDENT, Engine(stage=2, bucket=10_000_000)) == 0
-    assert costs.hideable(plan.STUDENT, overlap(bucket=10_000_000, flat=True)) == 0
+    assert costs.hideable(STUDENT, overlap(bucket=10_000_000)) == 40_000_000 / 66_985_530
+    assert costs.hideable(STUDENT, overlap()) == 0, "one bucket holds all"
+    assert costs.hideable(STUDENT, Engine(stage=2, bucket=10_000_000)) == 0
+    assert costs.hideable(STUDENT, overlap(bucket=10_000_000, flat=True)) == 0
 
 
 def test_a_ring_is_as_fast_as_its_slowest_link():
@@ -157,7 +161,7 @@ def test_tokens_for_an_efficiency_reach_it(engine, flops):
 
 def test_the_most_gpus_are_found_among_all_that_divide_the_batch():
     cluster = Cluster(8, 1, flops=1e12, link=450e9, network=1e9)
-    job = Job(BertConfig(), plan.STUDENT, Engine(flat=True), Tokens.of([127]), batch=96, micro=8)
+    job = Job(BertConfig(), STUDENT, Engine(flat=True), Tokens.of([127]), batch=96, micro=8)
     reached = {n: scaling.step(job, cluster.of(n)).efficiency for n in (1, 2, 3, 4, 6, 8, 16, 24, 32, 48, 96)}
     for efficiency in (0.5, 0.9, 0.999):
         expected = max(n for n, found in reached.items() if found >= efficiency)
@@ -387,23 +391,31 @@ def test_ids_of_large_vocabularies_have_four_bytes():
 # --- the command ---
 
 
-def small_plan(tmp_path: Path, **recipe: Any) -> str:
-    """SMALL on 2 GPUs of 0.01 TFLOP/s at 50 %, 1 MB/s between them, 800 tokens in an epoch, 16 bit in messages."""
-    sums = {"data_types": {"grad_accum_dtype": "fp32"}}
-    recipe["deepspeed_config"] = config_file(tmp_path / "c.json", batch=8, micro=4, precision="bf16", **sums)
-    for name, config in (("teacher", SMALL.teacher), ("student", SMALL.student)):
-        (tmp_path / name).mkdir()
-        config.write(tmp_path / name)
-    shapes = {"teacher_config": tmp_path / "teacher", "student_config": tmp_path / "student" / "config.json"}
+def write(folder: Path, config: BertConfig) -> str:
+    """A model's folder that holds nothing else."""
+    folder.mkdir(parents=True)
+    config.write(folder)
+    return str(folder)
+
+
+def small_plan(tmp_path: Path, precision: str = "bf16", stage: int = 1, vocabulary: int = 1000, **recipe: Any) -> str:
+    """SMALL on 2 GPUs of 0.01 TFLOP/s at 50 %, 1 MB/s between them, 8 million tokens in an epoch, sums in fp32."""
+    for name, shape in (("teacher", SMALL.teacher), ("student", SMALL.student)):
+        recipe[f"{name}_config"] = write(tmp_path / name, replace(shape, vocab_size=vocabulary))
+    config = config_file(tmp_path / "c.json", stage, batch=8, micro=4, precision=precision, **BF16)
     hardware = Hardware(gpus_per_node=2, peak_tflops=0.01, mfu=0.5, link_gbps=0.008)
-    return plan.plan(
-        Text(tokens=8e6, mean_length=100), hardware, Recipe(batch=8, micro_batch=4, **shapes, **recipe), Retention()
-    )
+    whole = Recipe(deepspeed_config=config, batch=8, micro_batch=4, **recipe)
+    return plan.plan(Text(tokens=8e6, mean_length=100), hardware, whole, Retention())
+
+
+def rows(text: str) -> list[str]:
+    """Its lines, with one space between words."""
+    return [" ".join(line.split()) for line in text.splitlines()]
 
 
 def test_a_small_plan_says_what_is_worked_out_by_hand(tmp_path):
     """See test_a_step_by_hand; 3 epochs of 80,000 sequences are 30,000 steps of 0.675433 s: 5.63 h."""
-    lines = [" ".join(line.split()) for line in small_plan(tmp_path).splitlines()]
+    lines = rows(small_plan(tmp_path))
     for expected in (
         "8,000,000 tokens in 80,000 sequences of 100.0 in the mean, 3 epoch(s)",
         "8 sequences a step = 4 x 1 accumulation x 2 GPU(s) | bf16, ZeRO stage 1",
@@ -414,6 +426,43 @@ def test_a_small_plan_says_what_is_worked_out_by_hand(tmp_path):
     ):  # fmt: skip
         assert any(line.startswith(expected) for line in lines), f"{expected!r} is not in\n" + "\n".join(lines)
     assert any("tokens to hide behind 3,468" in line for line in lines)
+
+
+def test_a_student_is_that_of_the_teacher_where_nothing_is_said(tmp_path):
+    """As `model.extract` makes it: half of the layers, no token types, all else the teacher's."""
+    teacher = BertConfig(1000, 64, 5, 2, 256, max_position_embeddings=128)
+    student = BertConfig(1000, 64, 3, 2, 256, max_position_embeddings=128, type_vocab_size=0,
+                         attention_output_dropout=0.0)  # fmt: skip
+    assert plan.shapes(Recipe(teacher_config=write(tmp_path / "teacher", teacher))) == (teacher, student)
+    other = write(tmp_path / "student", SMALL.student)
+    assert plan.shapes(Recipe(student_config=other))[1].num_hidden_layers == 2
+    assert plan.shapes(Recipe()) == (BertConfig(), STUDENT)
+
+
+def test_a_model_is_a_file_a_folder_or_a_name_on_the_hub(tmp_path, monkeypatch):
+    """A folder of that name comes first, and nothing but config.json is fetched."""
+    here, there = BertConfig(num_hidden_layers=3), BertConfig(num_hidden_layers=4)
+    write(tmp_path / "hub" / "some" / "teacher", there)
+    (tmp_path / "hub" / "some" / "teacher" / "model.safetensors").write_text("large")
+    monkeypatch.chdir(tmp_path)
+    with served(tmp_path / "hub") as address:
+        fetched = functools.partial(huggingface_hub.snapshot_download, endpoint=address, cache_dir=tmp_path / "cache")
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+        assert plan.shape("some/teacher") == there
+    assert [path.name for path in (tmp_path / "cache").rglob("snapshots/*/*")] == ["config.json"]
+    write(tmp_path / "some" / "teacher", here)
+    (tmp_path / "teacher.json").write_bytes((tmp_path / "some" / "teacher" / "config.json").read_bytes())
+    for name in ("some/teacher", "some/teacher/config.json", str(tmp_path / "some" / "teacher"), "teacher.json"):
+        assert plan.shape(name) == here, name
+
+
+def test_help_says_what_a_model_is(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["plan", "--help"])
+    with pytest.raises(SystemExit):
+        plan.main()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--teacher-config MODEL config.json, its folder, or a name on the Hugging Face hub" in said
+    assert "the same of the student (default: half of the teacher's layers, as `model.extract` takes them)" in said
 
 
 def test_flags_override_the_json(tmp_path):
@@ -456,12 +505,15 @@ def test_configurations(path):
         (["--data", "X", "--tokens", "5"], "--tokens 5.0: give either this or --data, which knows it"),
         (["--deepspeed-config", "ds_configs/cpu.json"], "--peak-tflops: the table's peaks are those of 16 bit"),
         (["--deepspeed-config", "gone.json"], "--deepspeed-config gone.json: No such file or directory"),
-        (["--student-config", "gone"], "gone/config.json: no such file"),
+        (["--student-config", "gone/config.json"], "gone/config.json: no such file"),
+        (["--student-config", "./gone"], "'./gone': no such folder"),
+        (["--teacher-config", "gone"], "'gone' is no folder here, and could not be fetched from the Hugging Face hub"),
         (["--node", "2"], "unknown argument '--node'; did you mean '--nodes'?"),
     ],
 )  # fmt: skip
 def test_mistakes(words, message, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(sys, "argv", ["plan", *words])
     with pytest.raises(SystemExit) as caught:
         errors.run(plan.main)

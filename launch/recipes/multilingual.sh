@@ -9,8 +9,7 @@
 #
 # Hardware: GPUs with bf16 (A100 and later); others: DS_CONFIG=ds_configs/zero1_fp16.json.
 # Duration: 7.34 hours on one H100, on paper, for 10 billion tokens (python -m launch.plan --gpu H100 --gpus-per-node 1
-#           --tokens 1e10 --epochs 1 --teacher-config bert-base-multilingual-cased --student-config
-#           runs/multilingual/student).
+#           --tokens 1e10 --epochs 1 --teacher-config bert-base-multilingual-cased).
 # Disk:     49.16 GB beside the text, on paper, if that is as long; with a vocabulary of 119,547 an id has 4 bytes.
 # Result:   not run here. Published: 92 % of the teacher on XNLI, with 134 million parameters of 177 (README of the
 #           original).
