@@ -151,6 +151,12 @@ class Engine:
     flat: bool = False
     offload: bool = False
 
+    @property
+    def adam(self) -> int:
+        """Bytes a parameter of the optimizer, all ranks together; at stage 0, where the fp32 weights are the model's
+        own, of each rank."""
+        return ADAM if self.stage else ADAM - 4
+
     def rounds(self, accumulation: int) -> int:
         """How often gradients are reduced in a step of so many micro-batches."""
         return accumulation if self.stage == 2 else 1
@@ -189,10 +195,10 @@ def _bytes(dtype: object) -> int:
 
 def optimizer_bytes(count: int, engine: Engine, ranks: int) -> float:
     """Of one rank: fp32 weights and AdamW's two moments, 12 / ranks a parameter (Rajbhandari et al., 2020, section 5);
-    at stage 0 the weights are the model's own."""
+    at stage 0 the moments of all, 8."""
     if engine.offload:
         return 0.0
-    return ADAM * count / ranks if engine.stage else (ADAM - 4) * count
+    return engine.adam * count / (ranks if engine.stage else 1)
 
 
 def gradient_bytes(count: int, engine: Engine, ranks: int) -> dict[str, float]:
@@ -290,9 +296,8 @@ def hideable(student: Shape, engine: Engine) -> float:
 
 
 def checkpoint_bytes(count: int, engine: Engine) -> float:
-    """A checkpoint, all ranks' files together: weights as they are trained, and 12 a parameter for the optimizer (at
-    stage 0 the fp32 weights are there once)."""
-    return count * (engine.element + ADAM) if engine.stage else count * ADAM
+    """A checkpoint, all ranks' files together: weights as they are trained, and the optimizer."""
+    return count * (engine.element + engine.adam)
 
 
 def dataset_bytes(tokens: float, sequences: float, item: int) -> float:

@@ -29,7 +29,7 @@ What a distillation costs, on paper. Formulas (d hidden size, f intermediate siz
   step                     teacher forward + 3 x student forward, / (peak x MFU)
   messages of a rank       (n - 1) / n x (2 x gradients [x accumulation at stage 2] + weights), / the slowest link
   efficiency               compute / (compute + messages that no backward pass hides)
-  optimizer                12 bytes a parameter / ranks: fp32 weights and two moments
+  optimizer                12 bytes a parameter / ranks: fp32 weights and two moments; 8 on each rank without ZeRO
 launch/costs.py and launch/scaling.py explain them; tests/test_plan.py compares them with runs on 1 and 2 ranks."""
 EXAMPLE = "  python -m launch.plan --gpu H100 --gpus-per-node 8 --nodes 8 --interconnect-gbps 3200"
 TOKENS, MEAN_LENGTH = 4e9, 127.0  # BooksCorpus and Wikipedia, a sequence a line
@@ -117,12 +117,14 @@ class Corpus:
     """Sums over all sequences.
 
     Attributes:
+        item: bytes of an id.
         bytes: on disk, ids and index.
     """
 
     tokens: float
     squares: float
     sequences: float
+    item: float
     bytes: float
 
 
@@ -137,14 +139,15 @@ def corpus(text: Text, vocabulary: int) -> Corpus:
     """
     if text.data is None:
         tokens, length = text.tokens or TOKENS, text.mean_length or MEAN_LENGTH
-        size = costs.dataset_bytes(tokens, tokens / length, id_dtype(vocabulary).itemsize)
-        return Corpus(tokens, tokens * length, tokens / length, size)
+        item = id_dtype(vocabulary).itemsize
+        size = costs.dataset_bytes(tokens, tokens / length, item)
+        return Corpus(tokens, tokens * length, tokens / length, item, size)
     shards = Dataset.open(text.data).shards
     squares = sum(float(np.square(shard.lengths, dtype=np.float64).sum()) for shard in shards)
     sequences = sum(len(shard.lengths) for shard in shards)
     index = sum(12 * len(shard.lengths) + 8 * len(shard.document_ends) for shard in shards)
-    tokens = sum(shard.ids.size for shard in shards)
-    return Corpus(tokens, squares, sequences, index + sum(shard.ids.nbytes for shard in shards))
+    tokens, size = sum(shard.ids.size for shard in shards), sum(shard.ids.nbytes for shard in shards)
+    return Corpus(tokens, squares, sequences, size / tokens, size + index)
 
 
 def shape(model: str) -> BertConfig:
@@ -245,7 +248,7 @@ def plan(text: Text, hardware: Hardware, recipe: Recipe, keep: Retention) -> str
             "memory of a GPU", plan_report.memory_rows(job, cluster, step, CHUNK["cuda"], GPUS[hardware.gpu].memory)
         ),
         *section("messages of a GPU and step", plan_report.message_rows(job, cluster, step)),
-        *section("disk", plan_report.disk_rows(job, data.bytes, steps, recipe.checkpoint_interval, keep)),
+        *section("disk", plan_report.disk_rows(job, data.bytes, data.item, steps, recipe.checkpoint_interval, keep)),
         *section("where it stops scaling", plan_report.limit_rows(job, cluster)),
         *["", *columns(list(plan_report.scaling_cells(job, cluster)))],
     ]

@@ -25,7 +25,8 @@ def time_rows(job: Job, cluster: Cluster, step: Step, steps: int) -> Iterator[Ro
     seconds = step.seconds * steps
     yield "compute", f"{1e3 * step.compute:.2f} ms", "FLOPs of a GPU's tokens / (peak x MFU)"
     yield "gradients", f"{1e3 * step.gradients:.2f} ms", f"{1e3 * step.hidden:.2f} of them behind the backward pass"
-    yield "weights", f"{1e3 * step.weights:.2f} ms", "gathered after the update; nothing hides them"
+    gathered = "gathered after the update; nothing hides them" if job.engine.stage else "whole on every rank"
+    yield "weights", f"{1e3 * step.weights:.2f} ms", gathered
     yield "step", f"{1e3 * step.seconds:.2f} ms", f"efficiency {step.efficiency:.1%} = compute / step"
     yield "tokens/s", f"{job.batch * job.sequence.count / step.seconds:,.0f}", ""
     yield "hours", f"{seconds / 3600:,.2f}", f"{steps:,.0f} steps"
@@ -41,12 +42,14 @@ def memory_rows(job: Job, cluster: Cluster, step: Step, chunk: int, capacity: fl
     """
     tokens = step.micro * job.sequence.count
     parts = costs.memory(job.teacher, job.student, job.engine, cluster.ranks, tokens, chunk)
+    shared = f" / {cluster.ranks}" if job.engine.stage else ""
+    bucket = "2 x reduce_bucket_size" if job.engine.overlap else "reduce_bucket_size"
     why = {
         "teacher": f"{costs.parameters(job.teacher):,} parameters",
         "student": f"{costs.parameters(job.student):,} parameters",
         "their sums": "over micro-batches" + (", 1 / ranks of them" if job.engine.stage == 2 else ""),
-        "reduction buffers": "reduce_bucket_size" if not job.engine.flat and job.engine.stage else "",
-        "optimizer": "on the host" if job.engine.offload else f"12 bytes a parameter / {cluster.ranks}",
+        "reduction buffers": bucket if not job.engine.flat and job.engine.stage else "",
+        "optimizer": "on the host" if job.engine.offload else f"{job.engine.adam} bytes a parameter{shared}",
         "activations": f"{tokens:,.0f} tokens of a micro-batch",
         "logits": f"{min(tokens, chunk):,.0f} rows of both models",
     }
@@ -63,7 +66,8 @@ def message_rows(job: Job, cluster: Cluster, step: Step) -> Iterator[Row]:
     rounds = f" x {step.accumulation} micro-batch(es)" if job.engine.stage == 2 else ""
     bits = 8 * job.engine.wire
     yield "gradients", f"{sent.gradients / 1e6:,.1f} MB", f"2 (n - 1) / n x {bits} bit{rounds}: an all-reduce"
-    yield "weights", f"{sent.weights / 1e6:,.1f} MB", "(n - 1) / n: an all-gather"
+    gathered = "(n - 1) / n: an all-gather" if job.engine.stage else "whole on every rank"
+    yield "weights", f"{sent.weights / 1e6:,.1f} MB", gathered
     total = sent.gradients + sent.weights
     yield "within a node", f"{1e3 * total / cluster.link:.2f} ms", f"at {cluster.link * 8e-9:,.0f} Gbit/s a GPU"
     between = f"at {cluster.network * 8e-9:,.0f} Gbit/s a node" if cluster.nodes > 1 else "one node"
@@ -88,8 +92,8 @@ def limit_rows(job: Job, cluster: Cluster) -> Iterator[Row]:
 
 def _why(job: Job) -> str:
     """Why so much of the gradients can hide."""
-    if job.engine.flat:
-        return "bf16 at stage 1 reduces them after the backward pass"
+    if job.engine.flat or not job.engine.stage:
+        return f"{'bf16 at stage 1' if job.engine.stage else 'stage 0'} reduces them after the backward pass"
     if not job.engine.overlap:
         return "overlap_comm is off"
     if not costs.hideable(job.student, job.engine):
@@ -97,17 +101,18 @@ def _why(job: Job) -> str:
     return "all but the embeddings', which are there last"
 
 
-def disk_rows(job: Job, dataset: float, steps: int, interval: int, keep: Retention) -> Iterator[Row]:
+def disk_rows(job: Job, dataset: float, item: float, steps: int, interval: int, keep: Retention) -> Iterator[Row]:
     """Dataset and checkpoints.
 
     Args:
         dataset: its bytes.
+        item: bytes of an id.
         interval: steps between checkpoints.
     """
     one = costs.checkpoint_bytes(costs.parameters(job.student), job.engine)
     kept = keep.most(0, steps, interval)
-    yield "dataset", size(dataset), "2 bytes a token, and the index"
-    yield "checkpoint", size(one), f"{job.engine.element} + 12 bytes a parameter"
+    yield "dataset", size(dataset), f"{item:g} bytes a token, and the index"
+    yield "checkpoint", size(one), f"{job.engine.element} + {job.engine.adam} bytes a parameter"
     yield "in all", size(dataset + kept * one), f"with {kept} checkpoint(s) at most, one each {interval:,} steps"
 
 

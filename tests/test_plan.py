@@ -20,7 +20,7 @@ from tiny_models import chosen_kernels
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from data.indexed import Dataset
-from launch import checkpoint, costs, ds_config, errors, plan, scaling
+from launch import checkpoint, costs, ds_config, errors, plan, plan_report, scaling
 from launch.costs import Engine, Tokens
 from launch.plan import Hardware, Recipe, Text
 from launch.retention import Retention
@@ -426,6 +426,51 @@ def test_a_small_plan_says_what_is_worked_out_by_hand(tmp_path):
     ):  # fmt: skip
         assert any(line.startswith(expected) for line in lines), f"{expected!r} is not in\n" + "\n".join(lines)
     assert any("tokens to hide behind 3,468" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("precision", "stage", "expected"),
+    [
+        ("fp32", 0, ["optimizer 1.42 MB 8 bytes a parameter", "checkpoint 2.13 MB 4 + 8 bytes a parameter",
+                     "weights 0.0 MB whole on every rank"]),
+        ("bf16", 1, ["optimizer 1.07 MB 12 bytes a parameter / 2", "checkpoint 2.49 MB 2 + 12 bytes a parameter",
+                     "weights 0.2 MB (n - 1) / n: an all-gather"]),
+        ("bf16", 2, ["optimizer 1.07 MB 12 bytes a parameter / 2", "checkpoint 2.49 MB 2 + 12 bytes a parameter",
+                     "weights 0.2 MB (n - 1) / n: an all-gather"]),
+    ],
+)  # fmt: skip
+def test_the_words_beside_a_figure_give_it(precision, stage, expected, tmp_path):
+    """177,576 parameters on 2 GPUs: x 8 = 1.42 MB, x 12 = 2.13 MB, x 12 / 2 = 1.07 MB, x 14 = 2.49 MB."""
+    lines = rows(small_plan(tmp_path, precision, stage))
+    assert set(expected) <= set(lines), lines
+
+
+def test_the_words_beside_the_size_of_a_dataset_give_it(dataset_folder, tmp_path):
+    """8,000,000 tokens of 2 or 4 bytes, and 20 for each of 80,000 sequences: 17.6 and 33.6 MB."""
+    assert "dataset 17.60 MB 2 bytes a token, and the index" in rows(small_plan(tmp_path / "a", vocabulary=65_499))
+    assert "dataset 33.60 MB 4 bytes a token, and the index" in rows(small_plan(tmp_path / "b", vocabulary=65_500))
+    assert plan.corpus(Text(data=dataset_folder), 119_547).item == 2, "the dataset's own, whatever the models know"
+
+
+@pytest.mark.parametrize(("stage", "precision", "reason"), [(0, "fp32", "stage 0"), (1, "bf16", "bf16 at stage 1")])
+def test_why_no_gradient_hides(stage, precision, reason, tmp_path):
+    config = config_file(tmp_path / "c.json", stage, precision=precision, **BF16,
+                         zero_optimization={"stage": stage, "overlap_comm": True})  # fmt: skip
+    job = replace(SMALL, engine=costs.engine(ds_config.load(config, "cpu")))
+    first, *_ = plan_report.limit_rows(job, Cluster(2, 1, flops=1e12, link=1e9, network=1e9))
+    assert first == ("can hide", "0%", f"of the gradients: {reason} reduces them after the backward pass")
+
+
+@pytest.mark.parametrize(
+    ("overlap", "figure", "words"),
+    [(False, "10.00 MB", "reduce_bucket_size"), (True, "20.00 MB", "2 x reduce_bucket_size")],
+)
+def test_buckets_with_overlap_are_two(overlap, figure, words):
+    """Of 5,000,000 gradients in 16 bit."""
+    cluster = Cluster(2, 1, flops=1e12, link=1e9, network=1e9)
+    job = replace(SMALL, engine=Engine(stage=2, overlap=overlap, bucket=5_000_000))
+    lines = plan_report.memory_rows(job, cluster, scaling.step(job, cluster), chunk=100, capacity=80)
+    assert ("reduction buffers", figure, words) in lines
 
 
 def test_a_student_is_that_of_the_teacher_where_nothing_is_said(tmp_path):
