@@ -2,8 +2,8 @@
 
 A line of the text (it ends at `\\n` only) becomes one sequence `[CLS] ids [SEP]`, or, if too long, several of one
 document. The text is cut into ranges that depend on nothing but the text; each becomes one shard, independent of the
-others: by processes of this machine, or by `mpirun -n N python -m data.binarize ...` on many, always the same bytes. A
-build that was killed goes on where it was: the same command again.
+others: by processes of this machine, or by `mpirun --hostfile hosts -x PATH -n N python -m data.binarize ...` on many,
+always the same bytes. A build that was killed goes on where it was: the same command again.
 """
 
 import dataclasses
@@ -202,7 +202,8 @@ def main() -> None:
     """Command line."""
     example = (
         "  python -m data.binarize --input dump.txt --tokenizer bert-base-uncased --output datasets/dump\n"
-        "  mpirun -n 64 python -m data.binarize --input 'd/*.txt' --tokenizer bert-base-uncased --output datasets/all"
+        "  mpirun --hostfile hosts -x PATH -n 64 python -m data.binarize --input 'd/*.txt' \\\n"
+        "      --tokenizer bert-base-uncased --output datasets/all"
     )
     groups = (Files, Lines, Cleaning)
     files, lines, cleaning = parse("Text -> dataset of token ids.", *groups, example=example, prog="data.binarize")

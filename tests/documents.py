@@ -23,6 +23,8 @@ from typing import Any, Self
 
 from ranks import command_line, run_ranks
 
+from launch import hostfile
+
 ROOT = Path(__file__).parents[1]
 ROOMS = ("data", "launch", "model", "tests")
 ENTRY = ("python", "deepspeed", "torchrun", "mpirun", "sbatch", "bash", "make")
@@ -212,9 +214,13 @@ def start_of(words: list[str]) -> Start | None:
         return Start(_script(given.training_script), given.training_script_args, int(given.nproc_per_node))
     if program == "mpirun":
         parser = argparse.ArgumentParser()
+        parser.add_argument("--hostfile", type=Path, required=True)
+        parser.add_argument("-x", required=True)
         parser.add_argument("-n", type=int, required=True)
-        given, inner = parser.parse_known_args(rest)
-        return start_of(inner)
+        parser.add_argument("words", nargs=argparse.REMAINDER)
+        given = parser.parse_args(rest)
+        assert hostfile.read(given.hostfile)
+        return start_of(given.words)
     if program == "sbatch":
         return _of_sbatch(rest)
     if program == "bash":

@@ -18,7 +18,7 @@ from documents import ROOT, Command, Shell, Start
 from jobs import config_file, make_models, write_squad, write_sst2
 from ranks import run_ranks
 
-from launch import args, ds_config, plan
+from launch import args, ds_config, hostfile, plan
 from launch.costs import parameters
 from launch.retention import Retention
 from model.config import BertConfig
@@ -227,6 +227,12 @@ def test_every_flag_of_the_original_has_a_place() -> None:
     text = documents.section(ROOT / "README.md", "Porting from the original")
     left = {flag for row in documents.rows(text) for flag in re.findall(r"--\w+", row[0])}
     assert left == set(ORIGINAL.split())
+
+
+def test_the_hostfile_that_is_shown_is_the_example(tmp_path: Path) -> None:
+    (shown,) = (block for block in documents.fences(ROOT / "README.md", "") if "slots=" in block)
+    (tmp_path / "hosts").write_text(shown)
+    assert hostfile.read(tmp_path / "hosts") == hostfile.read(ROOT / "launch" / "hostfile.example")
 
 
 def test_messages_are_those_of_the_code() -> None:
