@@ -26,7 +26,6 @@ from data.loader import HeldOut, StreamSettings, TrainingStream, prefetch
 from data.masking import MaskingSettings
 from data.order import OrderSettings
 from data.shapes import Shapes
-from data.tokenizer import has_tokenizer
 from launch import agreement, checkpoint, dry_run, ds_config, hub, restore, space
 from launch.args import flag, parse, require, require_named
 from launch.costs import Tokens, step_flops
@@ -256,7 +255,7 @@ def keep_tokenizer(target: Path, paths: Paths, corpora: Corpora) -> None:
     for name in (paths.student, *own, paths.teacher):
         if name and (Path(name).exists() or name == paths.teacher):
             source = hub.fetch(name, hub.TOKENIZER_FILES)
-            if has_tokenizer(source):
+            if hub.has_tokenizer(source):
                 target.mkdir(exist_ok=True)
                 return hub.copy_tokenizer(source, target)
 

@@ -13,7 +13,8 @@ import numpy as np
 from data.indexed import Dataset, Shard
 from data.manifest import Manifest, ShardEntry, checksum_faults
 from data.token_counts import count_tokens
-from data.tokenizer import has_tokenizer, load_tokenizer
+from data.tokenizer import load_tokenizer
+from launch import hub
 from launch.args import flag, parse, positional, require
 from launch.errors import DataError, run
 from launch.lines import width
@@ -51,7 +52,7 @@ def histogram(lengths: np.ndarray) -> list[str]:
 def samples(dataset: Dataset, count: int) -> list[str]:
     """Some sequences, evenly spaced, a line each, as text where the dataset brings its tokenizer, else as ids."""
     folder = dataset.path / "tokenizer"
-    tokenizer: Any = load_tokenizer(str(folder)) if dataset.manifest and has_tokenizer(folder) else None
+    tokenizer: Any = load_tokenizer(str(folder)) if dataset.manifest and hub.has_tokenizer(folder) else None
     rows = []
     for number in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(np.int64):
         ids = dataset.gather(np.asarray([number]))[0]

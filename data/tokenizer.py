@@ -19,8 +19,10 @@ NO_WORD = "\U00010330"  # a Gothic letter: in no vocabulary
 
 
 class DilBertTokenizer(BertTokenizer):
-    """BERT's tokenizer. `from_pretrained` knows the published models' first names; what `save_pretrained` writes
-    loads anywhere as `BertTokenizer`."""
+    """BERT's tokenizer, for models without token types. `from_pretrained` knows the published models' first names;
+    what `save_pretrained` writes loads anywhere as `BertTokenizer`."""
+
+    model_input_names = hub.INPUTS
 
     @classmethod
     def from_pretrained(
@@ -30,18 +32,13 @@ class DilBertTokenizer(BertTokenizer):
         return super().from_pretrained(hub.resolve(str(pretrained_model_name_or_path)), *args, **options)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> tuple[str, ...]:
-        """Write the tokenizer's files under the class name that stock `transformers` knows."""
+        """Write the tokenizer's files under the class name that stock `transformers` knows, with this one's inputs."""
         files = super().save_pretrained(save_directory, *args, **options)
         path = Path(save_directory) / "tokenizer_config.json"
         config = json.loads(path.read_text())
-        config["tokenizer_class"] = "BertTokenizer"
+        config |= {"tokenizer_class": "BertTokenizer", "model_input_names": self.model_input_names}
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         return files
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a model or dataset folder brings a tokenizer of its own."""
-    return (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists()
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":

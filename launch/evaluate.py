@@ -18,7 +18,7 @@ from data.corpora import Corpora
 from data.indexed import Dataset
 from data.loader import HeldOut
 from data.masking import MaskingSettings
-from data.tokenizer import has_tokenizer, load_tokenizer, tokenizer_hash, vocabulary_of
+from data.tokenizer import load_tokenizer, tokenizer_hash, vocabulary_of
 from data.vocabulary import Vocabulary
 from launch import commit, hub
 from launch.args import flag, parse, require
@@ -79,14 +79,14 @@ def vocabulary_for(datasets: Sequence[Dataset], *names: str | None) -> Vocabular
         if dataset.vocabulary:
             return dataset.vocabulary
     for name in names:
-        if name and has_tokenizer(hub.fetch(name, hub.TOKENIZER_FILES)):
+        if name and hub.has_tokenizer(hub.fetch(name, hub.TOKENIZER_FILES)):
             return vocabulary_of(load_tokenizer(name))
     raise DataError(f"{datasets[0].path}: a bare Megatron pair needs a model with a tokenizer: which ids are special?")
 
 
 def shape_of(name: str, model: Encoder) -> Shape:
     """What a model says of itself, its tokenizer's hash included where it brings one."""
-    own = has_tokenizer(hub.fetch(name, hub.TOKENIZER_FILES))
+    own = hub.has_tokenizer(hub.fetch(name, hub.TOKENIZER_FILES))
     config, digest = model.config, tokenizer_hash(load_tokenizer(name)) if own else None
     sizes = config.vocab_size, config.hidden_size, config.max_position_embeddings
     return Shape(name, *sizes, digest, config.type_vocab_size)

@@ -15,6 +15,8 @@ RENAMED = {
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "config.json",
                    "special_tokens_map.json", "added_tokens.json", "sentencepiece.bpe.model")  # fmt: skip
 
+INPUTS = ["input_ids", "attention_mask"]  # of a model without token types, as a tokenizer's settings name them
+
 
 def resolve(name: str) -> str:
     """Today's hub name of a model; a folder or any other name stays as it is."""
@@ -50,6 +52,11 @@ def fetch(name: str, patterns: tuple[str, ...]) -> Path:
             f"{near or '.'}\n"
             f"Offline? On a connected machine: `hf download {name} --local-dir FOLDER`, then give the folder."
         ) from error
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a model or dataset folder brings a tokenizer of its own."""
+    return (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists()
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

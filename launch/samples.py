@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from data.batching import MicroBatch
 from data.loader import HeldOut
-from data.tokenizer import has_tokenizer, load_tokenizer
+from data.tokenizer import load_tokenizer
+from launch import hub
 from model.distiller import Batch, Distiller
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Samples:
         Returns:
             None where the folder has no tokenizer, or the data no sentence that will do.
         """
-        if not has_tokenizer(tokenizer):
+        if not hub.has_tokenizer(tokenizer):
             return None
         sentences = (
             batch

@@ -51,9 +51,8 @@ def fill(name: str, sentences: tuple[str, ...]) -> list[str]:
     answers = []
     for sentence in sentences:
         inputs = tokenizer(sentence.replace("[MASK]", tokenizer.mask_token), return_tensors="pt")
-        kept = {key: value for key, value in inputs.items() if key in ("input_ids", "attention_mask")}
         with torch.no_grad():
-            logits = model(**kept).logits[0]
+            logits = model(**inputs).logits[0]
         best = logits[inputs["input_ids"][0] == tokenizer.mask_token_id][0].softmax(-1).topk(3)
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         answers.append(", ".join(f"{tokenizer.decode([token])} {share:.0%}" for token, share in pairs))

@@ -11,7 +11,6 @@ verifies a folder that is there already, adds to it, and uploads it.
 
 import logging
 import re
-import shutil
 import sys
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -170,7 +169,7 @@ def export(
     with commit.folder(output) as partial:
         model.save_pretrained(partial)
         if (folder.path / TOKENIZER).is_dir():
-            shutil.copytree(folder.path / TOKENIZER, partial, dirs_exist_ok=True)
+            hf.write_tokenizer(partial, folder.path / TOKENIZER, model.config)
             check_tokenizer(partial, model.config)
         difference = verify.verify(partial, model)
         about = facts(folder.path.name, record["flags"], model, difference)

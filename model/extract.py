@@ -84,7 +84,7 @@ def main() -> None:
     student = extract(teacher, layers, arguments.mlm_transform, arguments.seed)
     with commit.folder(arguments.output) as folder:
         hf.write_folder(folder, student, student.config)
-        hub.copy_tokenizer(hub.fetch(arguments.teacher, hub.TOKENIZER_FILES), folder)
+        hf.write_tokenizer(folder, hub.fetch(arguments.teacher, hub.TOKENIZER_FILES), student.config)
     sizes = [sum(p.numel() for p in model.parameters()) for model in (teacher, student)]
     print(
         f"{arguments.output}: layers {' '.join(map(str, layers))} of {teacher.config.num_hidden_layers}, "

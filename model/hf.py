@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from launch import hub
 from launch.errors import CheckpointError
-from model.config import BertConfig
+from model.config import BertConfig, read_values
 
 # The first one there is read; the order is that of `transformers`, so that both see the same weights.
 WEIGHT_FILES = (
@@ -165,6 +165,30 @@ def write_folder(folder: Path, module: nn.Module, config: BertConfig, **more: An
     weights = folder / "model.safetensors"
     safetensors.torch.save_file(dump_state(module, config), weights, metadata={"format": "pt"})
     shutil.copymode(folder / "config.json", weights)  # safetensors writes files that only their owner can read
+
+
+def write_tokenizer(folder: Path, source: Path, config: BertConfig) -> None:
+    """A tokenizer's files into a model's folder. Ids stay what they are; but the tokenizer gives what this model takes,
+    and truncates to its positions.
+
+    Args:
+        source: folder with the files; those that it has are copied.
+
+    Raises:
+        ConfigError: the settings in it can't be read.
+    """
+    hub.copy_tokenizer(source, folder)
+    if not hub.has_tokenizer(folder):
+        return
+    path = source / "tokenizer_config.json"
+    settings = read_values(path) if path.exists() else {}
+    most, own = config.max_position_embeddings, settings.get("model_max_length", settings.get("max_len"))
+    fitting = settings | {"model_max_length": min(own, most) if isinstance(own, int | float) else most}
+    if not config.type_vocab_size or "model_input_names" in settings:  # by default they are a BERT's
+        fitting["model_input_names"] = [*hub.INPUTS, *(["token_type_ids"] if config.type_vocab_size else [])]
+    if fitting != settings:
+        text = json.dumps(fitting, indent=2, sort_keys=True, ensure_ascii=False)  # as `transformers` writes it
+        (folder / path.name).write_text(text + "\n", encoding="utf-8")
 
 
 def fingerprint(module: nn.Module) -> str:

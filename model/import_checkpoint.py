@@ -14,7 +14,6 @@ from typing import Any
 import transformers
 from torch import Tensor
 
-from data.tokenizer import has_tokenizer
 from launch import commit, hub
 from launch.args import flag, parse, positional
 from launch.errors import CheckpointError, ConfigError, did_you_mean_path, run
@@ -91,13 +90,13 @@ def import_checkpoint(arguments: Arguments) -> float:
     """
     commit.refuse_existing(arguments.output)
     beside = arguments.checkpoint.parent
-    tokenizer = arguments.tokenizer or (str(beside) if has_tokenizer(beside) else None)
+    tokenizer = arguments.tokenizer or (str(beside) if hub.has_tokenizer(beside) else None)
     model, values = read(arguments.checkpoint, arguments.config)
     with commit.folder(arguments.output) as partial:
         kept = {key: values[key] for key in HEADS if key in values}
         hf.write_folder(partial, model, model.config, **kept)
         if tokenizer:
-            hub.copy_tokenizer(hub.fetch(tokenizer, hub.TOKENIZER_FILES), partial)
+            hf.write_tokenizer(partial, hub.fetch(tokenizer, hub.TOKENIZER_FILES), model.config)
             check_tokenizer(partial, model.config)
         else:
             logger.warning("%s: has no tokenizer beside it; --tokenizer NAME adds one", arguments.checkpoint)

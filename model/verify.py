@@ -3,6 +3,9 @@
 B padded sequences of length L.
 """
 
+import inspect
+import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,16 @@ import torch
 import transformers
 from torch import Tensor
 
-from launch.errors import CheckpointError
+from launch import hub
+from launch.errors import CheckpointError, reason
 from model import heads
 from model.config import BertConfig, read_values
 from model.heads import TaskHead, TaskModel
 from model.pretrained import DilBertForMaskedLM
 
+logger = logging.getLogger(__name__)
+
+TEXT = "The cat is in the house."
 TOLERANCE = 1e-4  # of the logits' largest absolute value, fp32
 
 # Kind of the task head, if there is one -> the class that loads it.
@@ -33,16 +40,21 @@ def verify(folder: Path, model: DilBertForMaskedLM | TaskModel, leftovers: bool 
     """Load the folder by stock `transformers` and compare logits on a padded batch.
 
     Args:
-        leftovers: weights that this kind of model has no place for are no error.
+        leftovers: weights that this kind of model has no place for are no error; of a tokenizer that does not fit, a
+            line warns.
 
     Returns:
         the largest difference, relative to the largest logit.
 
     Raises:
-        CheckpointError: weights missing or left over, or other logits.
+        CheckpointError: weights missing or left over, other logits, or as `tokenizer_fault`.
     """
     inputs, kind = batch(model.config), kind_of(model)
     theirs = stock(folder, kind, leftovers)
+    if fault := tokenizer_fault(folder, theirs):
+        if not leftovers:
+            raise CheckpointError(fault)
+        logger.warning("warning: %s", fault)
     expected, found = (logits(network(**inputs), inputs["attention_mask"], kind) for network in (model, theirs))
     off = difference(found, expected)
     if not off <= TOLERANCE:
@@ -82,6 +94,27 @@ def stock(folder: Path, kind: str | None, leftovers: bool = False) -> Any:
     if problems:
         raise CheckpointError(f"{folder}: `transformers` reports {problems}")
     return model.eval()
+
+
+def tokenizer_fault(folder: Path, network: Any) -> str | None:
+    """What is wrong with the folder's own tokenizer, before its model on a text; None: nothing, or it has none.
+
+    `transformers` 5 passes over what a model does not take; version 4 and ONNX files refuse it.
+    """
+    if not hub.has_tokenizer(folder):
+        return None
+    try:
+        inputs = transformers.AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt")
+        network(**inputs)
+    except Exception as error:  # the libraries have many kinds
+        return f"{folder}: its model does not run on what its tokenizer gives: {reason(error)}"
+    takes = inspect.signature(network.forward).parameters
+    strange = [name for name in inputs if name not in takes]
+    if not strange:
+        return None
+    cure = f'write "model_input_names": {json.dumps([name for name in inputs if name in takes])} into that file'
+    path = folder / "tokenizer_config.json"
+    return f"{path}: the tokenizer gives {', '.join(strange)}, which the model does not take; {cure}"
 
 
 def batch(config: BertConfig, sequences: int = 4, longest: int = 64) -> dict[str, Tensor]:

@@ -1,6 +1,8 @@
 """A run's checkpoint as a Hugging Face folder."""
 
+import inspect
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,10 +15,10 @@ from jobs import config_file, flags, make_models
 from ranks import run_ranks, train
 from safetensors.torch import load_file, save_file
 
-from launch import checkpoint
+from launch import checkpoint, hub
 from launch.errors import CheckpointError, ConfigError
 from launch.run_folder import HEAD, MODEL, TOKENIZER, RunFolder
-from model import export, heads
+from model import export, heads, hf, onnx_export
 from model.heads import TaskHead
 from model.pretrained import DilBertForMaskedLM
 
@@ -118,8 +120,6 @@ def test_a_damaged_checkpoint_is_not_exported(runs, tmp_path):
 
 
 def test_a_folder_that_does_not_pass_is_not_left(runs, tmp_path, monkeypatch):
-    from model import hf
-
     honest = hf.dump_state
     monkeypatch.setattr(
         hf, "dump_state", lambda module, config: {k: v * 1.01 for k, v in honest(module, config).items()}
@@ -329,11 +329,64 @@ def test_a_question_is_answered(family, tuned, tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     batch = tokenizer("the cat", "it is in the house with the dog .", return_tensors="pt")
     mine = heads.load(tmp_path / "out", "span", known=True)
-    names = set(batch) - ({"token_type_ids"} if family == "student" else set())
+    assert ("token_type_ids" in batch) == (family == "teacher")
     with torch.no_grad():
-        expected, found = theirs(**{name: batch[name] for name in names}), mine(**batch)
+        expected, found = theirs(**batch), mine(**batch)
     for name in ("start_logits", "end_logits"):
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["teacher", "student"])
+def test_its_tokenizer_gives_what_its_model_takes(family, tuned, tmp_path):
+    """Also where the model's positions end."""
+    export.export(tuned / f"{family}-classification", tmp_path / "out")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    batch = tokenizer("the cat " * 300, truncation=True, return_tensors="pt")
+    assert batch["input_ids"].shape == (1, model.config.max_position_embeddings) == (1, 80)
+    assert batch.keys() <= inspect.signature(model.forward).parameters.keys()
+    classify = transformers.pipeline("text-classification", model=str(tmp_path / "out"))
+    with torch.no_grad():
+        expected = model(**batch).logits.softmax(-1).max()
+    (answer,) = classify("the cat " * 300, truncation=True)
+    assert answer["score"] == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["teacher", "student"])
+def test_the_onnx_file_takes_what_its_tokenizer_gives(family, tuned, tmp_path):
+    for library in onnx_export.LIBRARIES:
+        pytest.importorskip(library, reason="writes and runs ONNX files: the dependency group onnx")
+    import onnxruntime
+
+    export.export(tuned / f"{family}-span", tmp_path / "out", extras=export.Extras(onnx=True))
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "onnx" / "model.onnx")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out")
+    pair = ("the cat", "it is in the house with the dog .")
+    found = session.run(["start_logits"], dict(tokenizer(*pair, return_tensors="np")))
+    with torch.no_grad():
+        expected = model(**tokenizer(*pair, return_tensors="pt")).start_logits
+    torch.testing.assert_close(torch.from_numpy(found[0]), expected, rtol=0, atol=1e-5)
+
+
+def test_a_tokenizer_that_does_not_fit(tuned, tmp_path, monkeypatch, capsys, caplog):
+    """Of an export it is an error; of a folder of others, a line warns."""
+    monkeypatch.setattr(hf, "write_tokenizer", lambda folder, source, config: hub.copy_tokenizer(source, folder))
+    fault = (
+        r"tokenizer_config\.json: the tokenizer gives token_type_ids, which the model does not take; write \"model_in"
+    )
+    with pytest.raises(CheckpointError, match=fault):
+        export.export(tuned / "student-span", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    assert export.export(tuned / "teacher-span", tmp_path / "out") < 1e-5
+    command(monkeypatch, tmp_path / "out")
+    assert caplog.text == ""
+    command(monkeypatch, tuned / "student")
+    assert re.search(fault, caplog.text)
+    shutil.copytree(tuned / "student", tmp_path / "damaged")
+    (tmp_path / "damaged" / "tokenizer.json").write_text("{")
+    command(monkeypatch, tmp_path / "damaged")
+    assert "damaged: its model does not run on what its tokenizer gives: " in caplog.text
 
 
 def test_a_head_that_the_checkpoint_does_not_have(tuned, tmp_path):
@@ -349,8 +402,6 @@ def test_a_head_that_the_checkpoint_does_not_have(tuned, tmp_path):
 
 @pytest.mark.parametrize("name", ["teacher-classification", "student-regression", "teacher-span"])
 def test_a_fine_tuned_folder_that_does_not_pass_is_not_left(name, tuned, tmp_path, monkeypatch):
-    from model import hf
-
     honest = hf.dump_state
 
     def changed(module, config):

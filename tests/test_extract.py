@@ -1,5 +1,6 @@
 """model.extract: a student made of the teacher's weights, layer by layer, and its folder."""
 
+import json
 import logging
 import os
 import sys
@@ -179,8 +180,12 @@ def test_command_line(folder: Path, theirs: nn.Module, tmp_path: Path, monkeypat
     output = tmp_path / "models" / "student"
     command(monkeypatch, "--teacher", folder, "--output", output)
     assert sorted(os.listdir(output)) == sorted(["config.json", "model.safetensors", *TOKENIZER])
-    for name, text in TOKENIZER.items():
-        assert (output / name).read_text() == text
+    assert (output / "vocab.txt").read_text() == TOKENIZER["vocab.txt"]
+    assert json.loads((output / "tokenizer_config.json").read_text()) == {
+        "do_lower_case": True,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": theirs.config.max_position_embeddings,
+    }
     model, info = transformers.AutoModelForMaskedLM.from_pretrained(output, output_loading_info=True)
     assert not any(info.values()), info
     assert isinstance(model, transformers.DistilBertForMaskedLM)

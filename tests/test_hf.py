@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,9 @@ import transformers
 from tiny_models import bert, distilbert, ours
 from torch import Tensor, nn
 
-from launch.errors import CheckpointError
+from data.tokenizer import load_tokenizer, tokenizer_hash
+from launch import hub
+from launch.errors import CheckpointError, ConfigError
 from model import hf
 from model.config import BertConfig
 from model.pretrained import DilBertForMaskedLM, DilBertModel
@@ -123,6 +126,88 @@ def test_what_is_written(tmp_path: Path) -> None:
     state = safetensors.torch.load_file(weights)
     assert {value.dtype for value in state.values()} == {torch.float32}
     assert sum(value.numel() for value in state.values()) == sum(p.numel() for p in model.parameters())
+
+
+# The tokenizer beside it.
+
+
+BERTS, STUDENTS = BertConfig(max_position_embeddings=80), BertConfig(max_position_embeddings=80, type_vocab_size=0)
+TWO = ["input_ids", "attention_mask"]
+SHORT, SHORT_TWO = {"model_max_length": 80}, {"model_max_length": 80, "model_input_names": TWO}
+
+
+@pytest.mark.parametrize(
+    ("config", "before", "changes"),
+    [
+        (BERTS, None, SHORT),
+        (BERTS, {"model_max_length": 512, "name": "größer"}, SHORT),
+        (BERTS, {"model_max_length": None}, SHORT),
+        (BERTS, {"max_len": 20}, {"model_max_length": 20}),
+        (BERTS, {"model_input_names": TWO, "model_max_length": 80}, {"model_input_names": [*TWO, "token_type_ids"]}),
+        (STUDENTS, None, SHORT_TWO),
+        (STUDENTS, {"model_max_length": 10**30, "tokenizer_class": "BertTokenizer"}, SHORT_TWO),
+        (STUDENTS, {"model_input_names": ["input_ids"], "do_lower_case": False}, SHORT_TWO),
+        (STUDENTS, {"model_max_length": 64, "mask_token": "[MASK]"}, {"model_input_names": TWO}),
+    ],
+)
+def test_settings_of_a_tokenizer_beside_a_model(config, before, changes, tokenizer_folder, tmp_path) -> None:
+    source = Path(shutil.copytree(tokenizer_folder, tmp_path / "source"))
+    if before is not None:
+        (source / "tokenizer_config.json").write_text(json.dumps(before), encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    hf.write_tokenizer(tmp_path / "out", source, config)
+    text = (tmp_path / "out" / "tokenizer_config.json").read_text(encoding="utf-8")
+    after = (before or {}) | changes
+    assert text == json.dumps(after, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def test_settings_that_fit_stay_as_they_are(tokenizer_folder, tmp_path) -> None:
+    for number, (config, settings) in enumerate(
+        ((BERTS, '{"model_max_length":  80}'), (STUDENTS, json.dumps(SHORT_TWO)))
+    ):
+        source = Path(shutil.copytree(tokenizer_folder, tmp_path / f"source{number}"))
+        (source / "tokenizer_config.json").write_text(settings)
+        (tmp_path / f"out{number}").mkdir()
+        hf.write_tokenizer(tmp_path / f"out{number}", source, config)
+        assert (tmp_path / f"out{number}" / "tokenizer_config.json").read_text() == settings
+
+
+@pytest.mark.parametrize("files", ["vocab.txt", "tokenizer.json", "all"])
+@pytest.mark.parametrize("lower", [True, False])
+def test_a_tokenizer_beside_a_model_gives_the_same_ids(files, lower, tokenizer_folder, tmp_path) -> None:
+    """As the copy of its files does there, whichever they are; and no token types."""
+    if files == "vocab.txt":
+        source = tokenizer_folder
+    else:
+        source = tmp_path / "source"
+        transformers.BertTokenizer.from_pretrained(tokenizer_folder, do_lower_case=lower).save_pretrained(source)
+        if files == "tokenizer.json":
+            (source / "tokenizer_config.json").unlink()
+    student = ours(distilbert())
+    for name in ("copy", "out"):
+        student.save_pretrained(tmp_path / name)
+    hub.copy_tokenizer(source, tmp_path / "copy")
+    hf.write_tokenizer(tmp_path / "out", source, student.config)
+    copy, found = (load_tokenizer(str(tmp_path / name)) for name in ("copy", "out"))
+    assert tokenizer_hash(found) == tokenizer_hash(copy)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert set(tokenizer("The cat", "in the house")) == {"input_ids", "attention_mask"}
+    assert len(tokenizer("the cat " * 300, truncation=True)["input_ids"]) == student.config.max_position_embeddings
+
+
+def test_what_is_no_tokenizer_gets_no_settings(tmp_path) -> None:
+    (tmp_path / "out").mkdir()
+    hf.write_tokenizer(tmp_path / "out", tmp_path, STUDENTS)
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_damaged_settings_are_named(content, tokenizer_folder, tmp_path) -> None:
+    source = Path(shutil.copytree(tokenizer_folder, tmp_path / "source"))
+    (source / "tokenizer_config.json").write_text(content)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ConfigError, match=r"source/tokenizer_config\.json: "):
+        hf.write_tokenizer(tmp_path / "out", source, STUDENTS)
 
 
 def test_saving_over_shards(tmp_path: Path) -> None:

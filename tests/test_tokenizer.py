@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 from data import DilBertTokenizer
 from data.encoder import Reference
-from data.tokenizer import has_tokenizer, load_tokenizer, tokenizer_hash, vocabulary_of
+from data.tokenizer import load_tokenizer, tokenizer_hash, vocabulary_of
 from data.vocabulary import Vocabulary
 from launch import hub
 from launch.errors import ConfigError, DataError
@@ -149,6 +149,7 @@ def test_what_it_saves_is_berts(tokenizer_folder: Path, tmp_path: Path, lower: b
     ours.save_pretrained(save_directory=tmp_path / "saved")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert type(theirs) is BertTokenizer
+    assert theirs.model_input_names == ours.model_input_names == ["input_ids", "attention_mask"]
     assert tokenizer_hash(theirs) == tokenizer_hash(ours)
     for line in LINES:
         assert theirs(line)["input_ids"] == ours(line)["input_ids"]
@@ -221,15 +222,15 @@ def test_what_is_no_name(offline: None) -> None:
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    assert not has_tokenizer(tmp_path)
+    assert not hub.has_tokenizer(tmp_path)
     with pytest.raises(ConfigError, match=r"has neither tokenizer\.json nor vocab\.txt"):
         load_tokenizer(str(tmp_path))
 
 
 def test_a_folder_with_one(tokenizer_folder: Path, tokenizer, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
-    assert has_tokenizer(tokenizer_folder)
-    assert has_tokenizer(tmp_path)
+    assert hub.has_tokenizer(tokenizer_folder)
+    assert hub.has_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": "1.0"}', b"\xff\xfe"])
