@@ -203,7 +203,7 @@ def finetune(
         keep_result(folder, inputs, paths, evaluation, examiner, world, seed=begin.seed, step=steps)
         training.say(f"{task.name} | {shown(metrics)}")
         training.say(dry_run.beside(memory, world))
-        training.done(f"Next: python -m model.export {folder.path} --output {folder.path}/export")
+        training.done(f"Next: python -m model.export {folder.path} --output models/NAME")
     return metrics
 
 

@@ -196,7 +196,7 @@ def train(
             measure=measure if valid else None,
         ))  # fmt: skip
         training.say(dry_run.beside(memory, world))
-        training.done(f"Next: python -m model.export {folder.path} --output {folder.path}/export")
+        training.done(f"Next: python -m model.export {folder.path} --output models/NAME")
 
 
 def load_student(name: str, seed: int, attention_dropout: float | None) -> DilBertForMaskedLM:

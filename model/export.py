@@ -15,6 +15,7 @@ import sys
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import transformers
@@ -26,6 +27,7 @@ from launch.args import flag, parse, positional, require
 from launch.errors import CheckpointError, ConfigError, did_you_mean_path, run, say
 from launch.reporting import tables
 from launch.reporting.exported import REPORT, exported, known, with_figures, write
+from launch.reporting.runs import read
 from launch.run_folder import HEAD, MODEL, TOKENIZER, RunFolder
 from model import heads, hf, onnx_export, verify
 from model.config import BertConfig
@@ -89,6 +91,21 @@ def choose(folder: RunFolder, name: str | None) -> checkpoint.Checkpoint:
         there = ", ".join(p.name for p in checkpoint.committed(folder.checkpoints)) or "none"
         raise CheckpointError(f"--checkpoint {name}: not in {folder.checkpoints}; there: {there}")
     return checkpoint.verify(path)
+
+
+def no_run(path: Path) -> str:
+    """What a folder without a run's record is, and what to give instead.
+
+    Raises:
+        DataError: a record of a run in it is damaged.
+    """
+    seeds = ", ".join(seed.name for seed in sorted(path.glob("seed-*")))
+    if not seeds:
+        return f"{path}: no run (it has no config.json){did_you_mean_path(path)}"
+    scores = {run.path: run.metrics[run.main] for run in read([path]).tuned}
+    near = min(scores, key=lambda run: abs(scores[run] - median(scores.values())), default=None)
+    such = f", such as {near}, the nearest to their median" if near else ""
+    return f"{path}: holds runs of several seeds: {seeds}; give one of them{such}"
 
 
 def student_weights(source: checkpoint.Checkpoint) -> dict[str, Tensor]:
@@ -161,9 +178,7 @@ def export(
     folder = RunFolder(run_path)
     record = folder.recorded()
     if record is None:
-        if seeds := ", ".join(path.name for path in sorted(run_path.glob("seed-*"))):
-            raise ConfigError(f"{run_path}: holds runs of several seeds: {seeds}; give one of them")
-        raise ConfigError(f"{run_path}: no run (it has no config.json){did_you_mean_path(run_path)}")
+        raise ConfigError(no_run(run_path))
     source = choose(folder, name)
     model = load_student(record, source)
     with commit.folder(output) as partial:
@@ -172,7 +187,7 @@ def export(
             hf.write_tokenizer(partial, folder.path / TOKENIZER, model.config)
             check_tokenizer(partial, model.config)
         difference = verify.verify(partial, model)
-        about = facts(folder.path.name, record["flags"], model, difference)
+        about = facts(output.name, record["flags"], model, difference)
         report = exported(date.today().isoformat(), folder.path, source.step, about)
         complete(partial, model, with_figures(report, extras.report, output), extras, hub)
     if steps := tables.unfinished(report["export"]):

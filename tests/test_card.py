@@ -380,5 +380,10 @@ def test_its_code_runs(task, family, models, tmp_path, capsys):
 
 
 def test_on_the_hub_it_names_itself(tmp_path):
-    run = pretrained(tmp_path / "first")
-    assert 'pipeline("fill-mask", "me/dilbert")' in card(made(run, hub="me/dilbert"))
+    """In its title, in the code and in its metadata; elsewhere it has its folder's name."""
+    run = tuned(tmp_path / "first", "sst2")
+    for hub_name, name in (("me/dilbert", "dilbert"), (None, "folder")):
+        text = card(made(run, kind="classification", name="folder", hub=hub_name))
+        assert f"\n# {name}\n" in text
+        assert f'pipeline("text-classification", "{hub_name or "FOLDER"}")' in text
+        assert parsed(text, tmp_path)["model-index"][0]["name"] == name

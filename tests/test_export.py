@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import reported
 import torch
 import transformers
 from huggingface_hub import metadata_load
@@ -138,6 +139,27 @@ def test_what_is_no_run_or_exists(runs, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(ConfigError, match="exists already"):
         export.export(runs["stage1"], tmp_path / "there")
+
+
+def test_of_several_seeds_it_names_the_one_nearest_to_the_median(tmp_path):
+    scores = {0: 0.9, 1: 0.8, 2: 0.84}
+    for seed in scores:
+        (tmp_path / "run" / f"seed-{seed}").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"seeds: seed-0, seed-1, seed-2; give one of them$"):
+        export.export(tmp_path / "run", tmp_path / "out")
+    for seed, score in scores.items():
+        reported.tuned(tmp_path / "run" / f"seed-{seed}", "start", score=score, seed=seed)
+    with pytest.raises(ConfigError, match=r"give one of them, such as \S+/run/seed-2, the nearest to their median$"):
+        export.export(tmp_path / "run", tmp_path / "out")
+
+
+def test_the_card_has_the_name_that_the_model_gets(runs, tmp_path):
+    """Of its folder, until it is on the hub."""
+    card = tmp_path / "out" / "README.md"
+    export.export(runs["stage1"], tmp_path / "out")
+    assert "\n# out\n" in card.read_text()
+    export.add(tmp_path / "out", export.Extras(), "me/dilbert")
+    assert "\n# dilbert\n" in card.read_text()
 
 
 def command(monkeypatch, *words: object) -> None:

@@ -139,8 +139,10 @@ def test_results_are_not_written_over(models, config, tmp_path):
     for words in (train, [*train, "--dry-run"], [*one, "--eval-only", "--model", tmp_path / "model"]):
         said = tune(*words, "--output", tmp_path / "seeds", expect=2)
         assert "has runs of several seeds (seed-0, seed-1)" in said
-    with pytest.raises(ConfigError, match="holds runs of several seeds: seed-0, seed-1"):
+    with pytest.raises(ConfigError, match=r"seeds: seed-0, seed-1; give one of them, such as \S+/seeds/seed-\d, "):
         export(tmp_path / "seeds", tmp_path / "exported")
+    export(tmp_path / "seeds" / "seed-1", tmp_path / "exported")
+    assert "\n# exported\n" in (tmp_path / "exported" / "README.md").read_text()
 
 
 def test_a_test_set_in_place_of_a_dev_set_is_called_so(models, config, tmp_path):

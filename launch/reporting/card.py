@@ -74,7 +74,8 @@ def metadata(export: Json) -> ModelCardData:
         tags=[model["model_type"], *(["distillation"] if flags.get("teacher") else [])],
         base_model=model["base_model"],
         datasets=[_dataset(flags["task"])[0]] if published else None,
-        **({"model_name": model["name"], "eval_results": results} if results else {}),
+        model_name=_name(model) if results else None,
+        eval_results=results or None,
     )
 
 
@@ -115,7 +116,12 @@ def _headline(export: Json) -> str:
         made = f"A {what} for {tables.task_title(flags['task'])}{labels}, fine-tuned{start}{under}"
     else:
         made = f"A {what}, a masked language model, " + (f"distilled from {teacher}" if teacher else "pre-trained")
-    return f"# {model['name']}\n\n{made} with DilBERT."
+    return f"# {_name(model)}\n\n{made} with DilBERT."
+
+
+def _name(model: Json) -> str:
+    """On the hub, if it is there, else of its folder."""
+    return PurePath(model["hub"] or model["name"]).name
 
 
 def _usage(export: Json) -> str:

@@ -3,9 +3,9 @@
     export  {run, step, flags, deepspeed (its JSON), fingerprint, environment, seconds, tokens, energy_kwh and
              cost where the log has them: as of the checkpoint,
              figures: {name: last value in the log}, result: {task, main, metrics, examples} or null,
-             model: {name, model_type, kind (of its task head, or null), labels, parameters, layers, hidden_size,
-                     positions, difference (from `transformers`), transformers (its version), base_model, hub, license,
-                     language, onnx: [see model.onnx_export.Form]},
+             model: {name (of its folder), model_type, kind (of its task head, or null), labels, parameters, layers,
+                     hidden_size, positions, difference (from `transformers`), transformers (its version), base_model,
+                     hub, license, language, onnx: [see model.onnx_export.Form]},
              card: digest of the card that was made of all this}
 
 The rest is of `launch.reporting.document`; `with_figures` takes it from a report of teacher and student.
