@@ -313,6 +313,7 @@ def keep_result(
     examples = {name: len(rows) for name, (rows, _) in inputs.held_out.items()}
     models = {"model": paths.model, "teacher": paths.teacher}
     measured = {"task": inputs.task.name, "main": inputs.task.main, "metrics": examiner.metrics, "examples": examples}
+    measured |= {"hashes": inputs.hashes()}
     folder.write(RESULT, {**measured, **models, "precision": precision_of(examiner.tuner), **of_run})
     if evaluation.predict:
         examiner.write(evaluation.predict)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import xxhash
 
 from data.tasks import TASKS, Example, Features, FeatureSettings, Task
 from data.tasks.stream import in_order
@@ -69,6 +70,14 @@ class Inputs:
         vocabulary = vocabulary_of(tokenizer)
         source = Shape(model, vocabulary.size, tokenizer_hash=vocabulary.tokenizer_hash)
         return cls(task, settings, source, train, held_out, labelled=not test)
+
+    def hashes(self) -> dict[str, str]:
+        """By name of the set: changes with any of its inputs, or their labels."""
+        sets = {
+            **({"train": self.train} if self.train else {}),
+            **{k: found for k, (_, found) in self.held_out.items()},
+        }
+        return {name: xxhash.xxh3_64_hexdigest(" ".join(features.hashes()).encode()) for name, features in sets.items()}
 
     def check(self, *models: tuple[str | None, TaskModel | None]) -> None:
         """Models and features agree: vocabulary, tokenizer, positions; or ConfigError says what to do."""

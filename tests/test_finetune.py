@@ -98,6 +98,7 @@ def test_it_learns(finished):
     result = RunFolder(finished).read("result.json")
     assert (result["task"], result["main"], result["step"], result["seed"]) == ("sst2", "accuracy", 100, 0)
     assert result["examples"] == {"dev": 60}
+    assert result["hashes"].keys() == {"train", "dev"}
     assert result["metrics"]["accuracy"] > 0.95
     assert RunFolder(finished).read("DONE.json") == {"step": 100}
     rows = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
@@ -266,6 +267,7 @@ def test_several_seeds(models, sst2, config, tmp_path):
     flags = RunFolder(tmp_path / "run" / "seed-5").read("config.json")["flags"]
     assert (flags["seed"], flags["seeds"]) == (5, 1), "repeated by its record, it is one run"
     assert result["seeds"] == {str(one["seed"]): one["metrics"] for one in each}
+    assert len({json.dumps(one["hashes"]) for one in each}) == 1, "seeds change no data"
     assert result["metrics"]["accuracy"] == sorted(one["metrics"]["accuracy"] for one in each)[1]
     assert RunFolder(tmp_path / "run").read("DONE.json") == {"seeds": [4, 5, 6]}
     assert f"median of 3 seeds | accuracy {result['metrics']['accuracy']:.4f}" in output

@@ -76,12 +76,15 @@ def test_scores_on_a_test_set_do_not_stand_beside_those_on_dev_sets(tmp_path):
         ("deepspeed_config", {"optimizer": {"params": {"lr": 1}}}, "optimizer.params.lr is None and 1"),
         ("step", 30, "the number of steps is 15 and 30"),
         ("seed", 0, "both are of seed 0"),
+        ("hashes", {"train": "other", "dev": "d"}, "the hash of the train set is t and other"),
     ],
 )  # fmt: skip
 def test_medians_are_of_seeds_alone(name, change, message, tmp_path):
     teachers = ("t1", "t2") if change == {"teacher": "other"} else ("t1", "t1")
-    one, other = (tuned(tmp_path / str(n), "s", seed=n, teacher=teachers[n]) for n in (0, 1))
-    if isinstance(change, dict):
+    one, other = (
+        tuned(tmp_path / str(n), "s", seed=n, teacher=teachers[n], hashes={"train": "t", "dev": "d"}) for n in (0, 1)
+    )
+    if isinstance(change, dict) and name != "hashes":
         config = json.loads((other / "config.json").read_text())
         write(other / "config.json", config | {name: config.get(name, {}) | change})
     else:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
+import xxhash
 from tokenizers import Encoding
 
 from launch import commit
@@ -78,6 +79,11 @@ class Features:
     def longest(self) -> int:
         """Tokens of the longest."""
         return int(self.lengths.max())
+
+    def hashes(self) -> list[str]:
+        """Change with any input or label."""
+        arrays = (self.ids, self.types, self.ends, self.labels)
+        return [xxhash.xxh3_64_hexdigest(np.ascontiguousarray(array).data) for array in arrays]
 
 
 class Task(ABC, Generic[E, F]):

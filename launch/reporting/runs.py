@@ -15,7 +15,8 @@ from launch.log import LOG, read_log
 
 Row = dict[str, Any]
 RESULT = {"task": str, "main": str, "metrics": dict, "model": str, "teacher": str | None, "seed": int | None,
-          "step": int | None, "examples": dict, "precision": str | None, "production": list | None}  # fmt: skip
+          "step": int | None, "examples": dict, "hashes": dict | None, "precision": str | None,
+          "production": list | None}  # fmt: skip
 FORM = {"form": str, "bytes": int, "length": int | float, "seconds": int | float, "tokens_per_second": int | float,
         "metrics": dict, "machine": str}  # fmt: skip
 CONFIG = {"flags": dict, "model": dict, "deepspeed_config": dict}
@@ -31,6 +32,7 @@ class Tuned:
         teacher: whose outputs were learnt, too; None: nobody's.
         seed, step: None where a model was measured as it was.
         examples: how many there are, by name of the split.
+        hashes: of inputs and labels, by name of the set; {}: not recorded.
         model_type: "bert" or "distilbert"; None: not recorded.
         flags, deepspeed: as the run was started; {} where a model was measured as it was.
         precision: of the weights that were measured, "fp32", "bf16" or "fp16"; None: not recorded.
@@ -46,6 +48,7 @@ class Tuned:
     seed: int | None
     step: int | None
     examples: dict[str, int]
+    hashes: dict[str, str]
     model_type: str | None
     log: list[Row]
     flags: dict[str, Any]
@@ -159,7 +162,8 @@ def _tuned(folder: Path, config: dict[str, Any], result: dict[str, Any], log: li
         _check_metrics(path, metrics, result["main"])
     return Tuned(
         folder, result["task"], result["main"], result["metrics"], result["model"], result.get("teacher"),
-        result.get("seed"), result.get("step"), result["examples"], config.get("model", {}).get("model_type"), log,
+        result.get("seed"), result.get("step"), result["examples"], result.get("hashes") or {},
+        config.get("model", {}).get("model_type"), log,
         config.get("flags", {}), config.get("deepspeed_config", {}), result.get("precision"), production,
     )  # fmt: skip
 
@@ -208,6 +212,9 @@ def _differences(one: Tuned, other: Tuned) -> Iterator[tuple[str, Any, Any]]:
     for name in sorted((one.flags.keys() | other.flags.keys()) - FREE - {"seed", "model"}):
         if one.flags.get(name) != other.flags.get(name):
             yield option(name), one.flags.get(name), other.flags.get(name)
+    for name in sorted(one.hashes.keys() & other.hashes.keys()):
+        if one.hashes[name] != other.hashes[name]:
+            yield f"the hash of the {name} set", one.hashes[name], other.hashes[name]
     yield from ds_config.changes(one.deepspeed, other.deepspeed)
     if one.step != other.step:
         yield "the number of steps", one.step, other.step
