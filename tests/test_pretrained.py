@@ -242,7 +242,7 @@ def test_a_folder_goes_before_a_name(published: Path, tmp_path: Path, monkeypatc
 
 
 def unreachable(*_: Any, **__: Any) -> str:
-    raise LocalEntryNotFoundError("An error happened while trying to locate the files on the Hub.\nMore lines.")
+    raise LocalEntryNotFoundError("Got: ConnectError\n\nAn error happened while trying to locate files.\nMore lines.")
 
 
 def really_offline(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Callable[..., str]:
@@ -261,6 +261,7 @@ def test_offline(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     message = str(caught.value)
     assert "'distilbert/distilbert-base-uncased' is no folder here, and could not be fetched" in message
     assert "hf download distilbert/distilbert-base-uncased --local-dir FOLDER" in message
+    assert how == "offline" or "(Got: ConnectError An error happened while trying to locate files.)" in message
     assert "More lines" not in message
 
 
