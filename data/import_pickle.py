@@ -6,6 +6,7 @@ pickle, become there. A pickle could run code: here nothing of it is run, see da
 import that was killed goes on where it was.
 """
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,10 +168,13 @@ def read_counts(path: Path) -> np.ndarray:
     Raises:
         DataError: no list of numbers of occurrences.
     """
-    counts = [count for items, _ in pickled.items(path) for count in items]
-    for number, count in enumerate(counts):
-        if type(count) is not int or not 0 <= count < 1 << 63:
-            raise DataError(f"{path}: item {number:,} of the list, {count!r:.40}, is no number of occurrences")
+    counts = array("q")
+    for items, _ in pickled.items(path):
+        for count in items:
+            if type(count) is not int or not 0 <= count < 1 << 63:
+                what = f"item {len(counts):,} of the list, {pickled.said(count):.40}"
+                raise DataError(f"{path}: {what}, is no number of occurrences")
+            counts.append(count)
     return np.asarray(counts, np.int64)
 
 

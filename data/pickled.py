@@ -2,10 +2,11 @@
 
 Python writes such a list with a few of its opcodes (protocols 4 and 5), and numpy 1 and 2 under a few names. A machine
 that knows nothing else reads it: a name is looked up in a table, never imported, and only four of them mean anything.
-What was handed out is forgotten, so that memory does not grow with the file.
+What was handed out is forgotten, so that memory does not grow with the file; what would make it grow is refused.
 """
 
 import pickle
+import reprlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ _NAMES = {("numpy", "dtype"): _DTYPE, ("numpy", "ndarray"): _NDARRAY} | {
 _RECALLED = (str, np.dtype)  # and single bytes, which Python has once each
 _LIST = object()  # the list itself: its items are handed out, not kept
 _UNFILLED = object()  # an array whose state is still to come
+_STEPS = 100_000  # of the machine, before it hands items out; Python hands out a thousand, of 50 steps at most each
+_BYTES_PER_RECALLED = 24  # an array with a type of its own, as unpickled ones have, is longer, and brings one or two
 
 
 class _Unlike(Exception):
@@ -83,17 +86,25 @@ class _Machine:
 
     def items(self) -> Iterator[list[Any]]:
         """Run to the end."""
-        while (code := self.read(1)) != pickle.STOP:
+        while self.advance():
+            yield self.ready
+            self.ready = []
+        if not self.has_only_the_list():
+            raise _Unlike("no list")
+
+    def advance(self) -> bool:
+        """Run until items are there; False: to the end."""
+        for _ in range(_STEPS):
+            if (code := self.read(1)) == pickle.STOP:
+                return False
             if not code:
                 raise EOFError
             if code not in _OPERATIONS:
                 raise _Unlike(f"opcode {code!r}")
             _OPERATIONS[code](self)
             if self.ready:
-                yield self.ready
-                self.ready = []
-        if not self.has_only_the_list():
-            raise _Unlike("no list")
+                return True
+        raise _Unlike(f"{_STEPS:,} opcodes without an item of the list")
 
     def has_only_the_list(self) -> bool:
         return len(self.stack) == 1 and self.stack[0] is _LIST
@@ -140,6 +151,8 @@ class _Machine:
         value = self.stack[-1]
         if isinstance(value, _RECALLED) or (isinstance(value, bytes) and len(value) == 1):
             self.memo[self.memoized] = value
+            if len(self.memo) > _STEPS + self.size // _BYTES_PER_RECALLED:
+                raise _Unlike(f"{len(self.memo):,} values to come again")
         self.memoized += 1
 
     def recall(self, number: int) -> None:
@@ -149,8 +162,9 @@ class _Machine:
 
     def name(self) -> None:
         module, name = self.last(2)
+        whole = ".".join((module, name))  # TypeError: no words; a hash would go as deep as they nest
         if (module, name) not in _NAMES:
-            raise _Unlike(f"the name {module}.{name}")
+            raise _Unlike(f"the name {whole}")
         self.push(_NAMES[module, name])
 
     def call(self) -> None:
@@ -163,7 +177,7 @@ class _Machine:
             case [Name("dtype"), (str(kind), 0, 1)] if kind in INTEGERS:
                 self.push(np.dtype(f"<{kind}"))  # its state, which follows, says nothing else
             case [name, arguments]:
-                raise _Unlike(f"{name!s:.40}{arguments!r:.80}")
+                raise _Unlike(f"{said(name)}{said(arguments)}")
 
     def fill(self) -> None:
         """Give a type or an array its state."""
@@ -173,7 +187,20 @@ class _Machine:
             case [np.dtype() as dtype, (3, "<" | "|", None, None, None, -1, -1, 0)]:
                 self.push(dtype)
             case [value, state]:
-                raise _Unlike(f"{value!s:.40} with the state {state!r:.80}")
+                raise _Unlike(f"{said(value)} with the state {said(state)}")
+
+
+class _Short(reprlib.Repr):
+    """Says what was found, however deep it nests; bytes may be as many as the file has."""
+
+    def repr_bytes(self, value: bytes, level: int) -> str:
+        return repr(value[: self.maxstring])
+
+    def repr_Name(self, value: Name, level: int) -> str:
+        return value
+
+
+said = _Short().repr  # a value, in few characters
 
 
 def _array(content: bytes, dtype: np.dtype, length: int) -> np.ndarray:

@@ -222,6 +222,13 @@ def test_counts_that_are_none(make, tmp_path: Path, counts: Any, message: str) -
     assert not list(tmp_path.glob("out*/"))
 
 
+def test_a_count_that_nests_deep(tmp_path: Path) -> None:
+    path = tmp_path / "counts.pickle"
+    path.write_bytes(b"\x80\x04]\x94N" + b"\x85" * 5_000 + b"a.")
+    with pytest.raises(DataError, match=r"item 0 of the list, \(\(.*, is no number of occurrences"):
+        module.read_counts(path)
+
+
 # --- what is no such file ---
 
 LINE = [2, *[5] * 20, 3]

@@ -134,6 +134,15 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     assert peaks[3] < 1.1 * peaks[2]
 
 
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_arrays_that_were_unpickled_one_by_one(tmp_path: Path, protocol: int) -> None:
+    """Each has a type of its own, and the pickle may refer to all of them again."""
+    arrays = [pickle.loads(pickle.dumps(np.uint16(line))) for line in lines(2_500)]
+    assert len({id(array.dtype) for array in arrays}) == 2_500
+    shared = [array[:2] for array in arrays]
+    assert same(read(write(tmp_path / "x", arrays + shared, protocol)), arrays + shared)
+
+
 # --- what is not ---
 
 
@@ -232,6 +241,42 @@ def test_what_is_no_pickle(tmp_path: Path) -> None:
     for content in (b"", b"text, and more of it\n", bytes(100), b"\x80\x05.", b"]", b"\x80\x05]\x94.more"):
         with pytest.raises(DataError, match=r"x, byte|x: the pickle ends at byte|x: ends after"):
             read(write(tmp_path / "x", content))
+
+
+WORD = b"\x8c\x01a"
+ARRAY = pickle.dumps([np.uint16([2, 3])], protocol=4)[13:-2]  # without frame, list and end
+HOSTILE = {
+    "a tuple that nests deep, as an argument": b"\x8c\x05numpy\x8c\x05dtype\x93N" + b"\x85" * 5_000 + b"R.",
+    "as a state": b"NN" + b"\x85" * 5_000 + b"b.",
+    "as a name": WORD + b"N" + b"\x85" * 90_000 + b"\x93.",
+    "and on": b"N" + b"\x85" * 2_000_000,
+    "one word, kept over and over": WORD + b"\x94" * 2_000_000,
+    "within arrays": (ARRAY.replace(b"<", b"<" + b"\x94" * 9_000) + b"a") * 300,
+    "values that go nowhere": b"N" * 2_000_000,
+    "tuples that do not end": b"(" * 2_000_000,
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_files(tmp_path: Path, kind: str) -> None:
+    """Each is refused in little memory, whatever Python's own machine would take for it."""
+    path = write(tmp_path / "x", b"\x80\x04]\x94" + HOSTILE[kind])
+    tracemalloc.start()
+    with pytest.raises(DataError, match="x, byte") as error:
+        read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6
+    assert len(str(error.value)) < 500
+
+
+def test_long_bytes_are_not_repeated_in_a_message(tmp_path: Path) -> None:
+    path = write(tmp_path / "x", b"\x80\x04]\x94NB" + (10_000_000).to_bytes(4, "little") + bytes(10_000_000) + b"b.")
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"None with the state b'(\\x00)+'; read here"):
+        read(path)
+    assert tracemalloc.get_traced_memory()[1] < 15e6
+    tracemalloc.stop()
 
 
 def test_cut_off_at_any_byte(tmp_path: Path) -> None:
