@@ -4,6 +4,7 @@ standard input is a stream, whose text is the lines that come out of it.
 Where a text is cut depends on the text alone, never on who reads it.
 """
 
+import codecs
 import functools
 import itertools
 import sys
@@ -149,7 +150,7 @@ def text_blocks(part: Range, field: str | None) -> Iterator[tuple[bytes, int]]:
     """
     start = part.start
     for block in blocks(part):
-        yield _texts(block, field, functools.partial(_place, part.path, start)), len(block)
+        yield _texts(block, field, start == 0, functools.partial(_place, part.path, start)), len(block)
         start += len(block)
 
 
@@ -169,12 +170,16 @@ def stream_blocks(path: str, limit: int | None, field: str | None = None) -> Ite
         return
     lines = 0
     for block in _limited(_raw_blocks(path), limit):
-        yield _texts(block, field, functools.partial(_line, path, lines))
+        yield _texts(block, field, lines == 0, functools.partial(_line, path, lines))
         lines += count_lines(block)
 
 
-def _texts(block: bytes, field: str | None, place: Callable[[int], str]) -> bytes:
-    return records.of_json(block, field, place) if field else block
+def _texts(block: bytes, field: str | None, first: bool, place: Callable[[int], str]) -> bytes:
+    """The lines that are meant. Before the first JSON object there may be a mark of UTF-8, as some programs write it;
+    in a text, the tokenizer drops it."""
+    if not field:
+        return block
+    return records.of_json(block.removeprefix(codecs.BOM_UTF8) if first else block, field, place)
 
 
 def _place(path: str, start: int, number: int) -> str:

@@ -1,5 +1,6 @@
 """data.binarize against a plain line-by-line implementation of the same rules, read back by Megatron-Core's reader."""
 
+import codecs
 import dataclasses
 import gc
 import gzip
@@ -487,6 +488,29 @@ def test_bytes_that_are_not_utf8_are_counted(tokenizer_folder: Path, tmp_path: P
         files = Files((str(tmp_path / name),), str(tokenizer_folder), tmp_path / f"out-{name}", field=field)
         assert binarize(files, EVERYTHING)[0].cleaning.lines_with_invalid_utf8 == 2
     assert documents_of(tmp_path / "out-x.txt") == documents_of(tmp_path / "out-x.jsonl")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd.compress])
+def test_a_mark_of_utf8_before_the_first_record(
+    pack: Callable, workers: int, tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As before a text; in front of a later line it is an error, also where a range or a block begins."""
+    monkeypatch.setattr("data.building.WORTH_A_WORKER", 1)
+    monkeypatch.setattr(text, "BLOCK_BYTES", 500)
+    monkeypatch.setattr(text, "_MEGABYTE", 4_000)
+    row, mark = json.dumps({"text": "the cat of the house is in the tree"}).encode() + b"\n", codecs.BOM_UTF8
+
+    def made(name: str, content: bytes) -> Path:
+        (tmp_path / f"{name}.jsonl").write_bytes(pack(content))
+        files = Files((str(tmp_path / f"{name}.jsonl"),), str(tokenizer_folder), tmp_path / name, 1, workers, "text")
+        assert len(binarize(files, EVERYTHING)[0].shards) > 1
+        return tmp_path / name
+
+    assert documents_of(made("marked", mark + row * 300)) == documents_of(made("plain", row * 300))
+    for before in (0, 1, next(n for n in range(300) if n * len(row) >= 4_000)):
+        with pytest.raises(DataError, match=rf"line {before + 1}: no JSON object"):
+            made(f"odd-{before}", row * before + mark * (1 if before else 2) + row * 200)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
