@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from launch.errors import ConfigError, did_you_mean, did_you_mean_path
 
+_ASKING = ("config", "help", "print_config")  # nothing that a file would have
 LENGTH = frozenset({"--max-steps", "--epochs"})  # each says how long: one on the command line puts out both of a file
 
 
@@ -108,8 +109,10 @@ def _words(
     flag = f"--{name.replace('_', '-')}"
     actions = parser._option_string_actions
     action = actions.get(flag)
-    if action is None or flag in ("--help", "--config"):
-        known = (word.removeprefix("--") for word in actions)
+    if flag == "--config":
+        raise ConfigError(f"--config {path}: config: a file names no other one: put its flags here")
+    if action is None or flag == "--help":
+        known = (word.removeprefix("--") for word, meant in actions.items() if meant.dest not in _ASKING)
         raise ConfigError(f"--config {path}: unknown flag '{name}'{did_you_mean(flag.removeprefix('--'), known)}")
     if value is None or given & set(action.option_strings):
         return
