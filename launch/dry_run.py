@@ -18,6 +18,7 @@ from launch.costs import Shape
 from launch.distributed import World, by_main, gather, seed_dropout
 from launch.errors import NonFiniteError, say
 from launch.flags import Cadence
+from launch.lines import bars
 from launch.log import duration
 from launch.monitor import peak_memory
 from launch.plan_report import section, size
@@ -144,9 +145,9 @@ def plot(values: Sequence[float], top: float, steps: int) -> str:
         top: the value at the upper edge.
     """
     heights = [round(value / (top or 1.0) * (_HEIGHT * 8)) for value in values]
-    rows = []
+    rows, levels = [], f" {bars()}"
     for row in reversed(range(_HEIGHT)):
-        cells = "".join(" ▁▂▃▄▅▆▇█"[min(max(height - 8 * row, 0), 8)] for height in heights)
+        cells = "".join(levels[min(max(height - 8 * row, 0), 8)] for height in heights)
         label = f"{top:.1e}" if row == _HEIGHT - 1 else "0" if row == 0 else ""
         rows.append(f"{label:>8} |{cells}")
     return "\n".join([*rows, f"{'step':>8}  1{steps:>{max(len(values) - 1, 1)},}"])

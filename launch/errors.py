@@ -6,6 +6,7 @@ request. A user's mistake never shows a traceback.
 
 import difflib
 import errno
+import io
 import itertools
 import os
 import sys
@@ -115,14 +116,17 @@ def of_disk(error: OSError, kind: type[DilbertError]) -> DilbertError | None:
 
 
 def run(main: Callable[[], None], disk: type[DilbertError] = DataError) -> None:
-    """Run an entry point; end the process with the error's exit code, and with its message on standard error.
+    """Run an entry point; end the process with the error's exit code, and with its message on standard error. What
+    standard output has no characters for becomes question marks.
 
     Args:
         disk: what a full or unwritable disk, or an unreadable file, counts as.
     """
     try:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # standard error never fails
+            sys.stdout.reconfigure(errors="replace")
         main()
-        sys.stdout.flush()
+        print(end="", flush=True)  # standard output may be closed
     except DilbertError as error:
         _end(error)
     except BrokenPipeError:  # `python -m data.describe D | head`

@@ -1,6 +1,7 @@
 """Lines that fit a terminal."""
 
 import shutil
+import sys
 import textwrap
 
 _PROGRAMS = ("python ", "deepspeed ", "mpirun ", "torchrun ")
@@ -9,6 +10,16 @@ _PROGRAMS = ("python ", "deepspeed ", "mpirun ", "torchrun ")
 def width() -> int:
     """Characters of a line of this terminal, or file: 80 to 120."""
     return min(max(shutil.get_terminal_size((120, 24)).columns, 80), 120)
+
+
+def bars() -> str:
+    """Eight characters, each higher than the one before, or darker where standard output has no blocks."""
+    blocks = "▁▂▃▄▅▆▇█"
+    try:
+        blocks.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return ".:-=+*%#"
+    return blocks
 
 
 def wrapped(line: str, width: int) -> list[str]:

@@ -18,7 +18,7 @@ from launch import beats
 from launch.args import flag, parse, positional, require
 from launch.beats import Beat
 from launch.errors import ConfigError, HungError, Stopped, did_you_mean_path, run, say
-from launch.lines import width, wrapped
+from launch.lines import bars, width, wrapped
 from launch.log import LOG, duration, held_out, losses, read_log
 
 _SILENT = 60.0  # seconds; a rank gives a sign of life every 10
@@ -179,8 +179,8 @@ def sparkline(values: list[float], width: int = 40) -> str:
     size = max(1, -(-len(values) // width))
     means = [sum(part) / len(part) for part in (values[at : at + size] for at in range(0, len(values), size))]
     low, high = min(means), max(means)
-    bars = "▁▂▃▄▅▆▇█"
-    return "".join(bars[round((value - low) / ((high - low) or 1.0) * (len(bars) - 1))] for value in means)
+    heights = bars()
+    return "".join(heights[round((value - low) / ((high - low) or 1.0) * (len(heights) - 1))] for value in means)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

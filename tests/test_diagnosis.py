@@ -1,6 +1,9 @@
 """What launch.doctor makes of the facts, and the facts of this host. Real hosts: tests/cluster."""
 
+import os
+import re
 import socket
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -113,3 +116,11 @@ def test_facts_of_this_host(tmp_path):
     assert (facts["token"], facts["port"]) == ("secret", "")
     assert facts["code"] == probe.code()
     assert probe.answer(Question(tmp_path / "none"))["token"] is None
+
+
+def test_a_terminal_that_has_ascii_alone():
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    line = [sys.executable, "-m", "launch.doctor"]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr
+    assert re.search(r"this host  ok .* \?\d\.\d s ", done.stdout)

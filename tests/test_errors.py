@@ -1,6 +1,7 @@
 """Exit codes, and what the user reads."""
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -134,3 +135,20 @@ def test_a_reader_that_has_gone_ends_nobody(tmp_path):
     os.close(write)
     assert done.returncode == 75
     assert (tmp_path / "there").exists()
+
+
+@pytest.mark.parametrize(("encoding", "written"), [("ascii", b"l?uft\n"), ("latin-1", b"l\xe4uft\n")])
+def test_what_an_output_has_no_character_for_ends_nobody(encoding, written):
+    code = "from launch.errors import run; run(lambda: print('l\\xe4uft'))"
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, capture_output=True, cwd=Path(__file__).parents[1], env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, written, b"")
+
+
+@pytest.mark.parametrize("output", [io.StringIO(), None])
+def test_outputs_of_every_kind(output, monkeypatch):
+    """One that a caller has put there, or none, where it is closed."""
+    monkeypatch.setattr(sys, "stdout", output)
+    errors.run(lambda: print("läuft"))
+    assert output is None or output.getvalue() == "läuft\n"

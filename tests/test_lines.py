@@ -1,8 +1,11 @@
 """Lines that fit a terminal."""
 
+import io
+import sys
+
 import pytest
 
-from launch.lines import folded, width, wrapped
+from launch.lines import bars, folded, width, wrapped
 
 
 @pytest.mark.parametrize(("columns", "expected"), [("20", 80), ("97", 97), ("300", 120)])
@@ -27,3 +30,14 @@ def test_paths_and_commands_stay_whole() -> None:
     assert folded(f"{path}: no such folder", 10) == f"{path}:\nno such\nfolder"
     command = "  python -m data.describe DATASET --verify"
     assert folded(f"A full example:\n{command}", 20) == f"A full example:\n{command}"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"), [("utf-8", "▁▂▃▄▅▆▇█"), ("ascii", ".:-=+*%#"), ("latin-1", ".:-=+*%#")]
+)
+def test_bars_that_can_be_written(encoding: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    assert bars() == expected
+    for without in (io.StringIO(), None):
+        monkeypatch.setattr(sys, "stdout", without)
+        assert bars() == "▁▂▃▄▅▆▇█"

@@ -185,6 +185,15 @@ def look(folder: Path, *more: str) -> subprocess.CompletedProcess:
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
+def test_a_terminal_without_blocks(folder, monkeypatch):
+    """A path may hold what it has no character for."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = look(folder.rename(folder.with_name("läuft")), "--once")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "l?uft: step 120 of 1,000" in done.stdout
+    assert "  loss #%%*++==-::.  from 7.8000 to 5.6000\n" in done.stdout
+
+
 def test_a_real_run(dataset_folder, tmp_path):
     argv = flags(config_file(tmp_path / "c.json"), dataset_folder, make_models(tmp_path), tmp_path / "run",
                  "--max-steps", "3")  # fmt: skip
