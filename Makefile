@@ -26,7 +26,7 @@ quickstart: .venv/installed  ## a whole distillation in minutes: make quickstart
 	TEACHER="$(TEACHER)" CORPUS="$(CORPUS)" bash launch/quickstart.sh || [ $$? = 75 ]
 
 test: .venv/installed  ## the default tests (under 15 minutes on 2 cores), JOBS=2 files at once
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu and not cluster"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not cluster"
 
 test-slow: .venv/installed  ## the long tests alone
 	$(BIN)/python -m pytest -m "slow and not gpu and not cluster"

@@ -24,7 +24,7 @@ from data.manifest import CleaningRules, Manifest
 from data.shards import Builder, Recipe
 from data.text import Selection
 from launch import commit
-from launch.args import flag, parse, require
+from launch.args import flag, parse, require, require_named
 from launch.errors import DataError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Files:
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "must be positive")
         require(self.field != "", "field", self.field, "must be a name")
-        require(self.output.name not in ("", ".."), "output", self.output, "must be the name of a new folder")
+        require_named("output", self.output)
 
 
 @dataclass(frozen=True)
