@@ -83,6 +83,9 @@ def start(ranks: int | None = None) -> World:
     # DeepSpeed 0.19 calls by its old name what torch 2.13 has renamed; once a rank and run is too often.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
     _be_alone_unless_launched()
+    made = _number("WORLD_SIZE", "1")  # each rank can tell by itself; a rank that waits for one that has ended can not
+    rule = f"the launcher made {made}: look at hostfile, slots and --num_gpus"
+    require(ranks in (None, made), "ranks", ranks, rule)
     # On CPUs DeepSpeed would build an extension for minutes, and leak 66 MB of shared memory a rank at every run.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     local_rank = _number("LOCAL_RANK", "0")
@@ -99,8 +102,6 @@ def start(ranks: int | None = None) -> World:
             f"the ranks can't meet at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}: {error}\n"
             "Another job on this host? Give this one a port of its own: deepspeed --master_port 29501 ..."
         ) from error
-    rule = f"the launcher made {dist.get_world_size()}: look at hostfile, slots and --num_gpus"
-    require(ranks in (None, dist.get_world_size()), "ranks", ranks, rule)
     return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
 
 
