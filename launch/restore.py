@@ -279,11 +279,18 @@ def weights_only() -> Iterator[None]:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
+    def member(kind: Any, name: Any) -> Any:
+        """What Python 3.11.2, that of Debian 12, writes for a member: `getattr(ZeroStageEnum, name)`, and no other."""
+        if kind is not ZeroStageEnum or not isinstance(name, str) or name not in ZeroStageEnum.__members__:
+            raise pickle.UnpicklingError(f"getattr of {name!r:.40}")
+        return getattr(ZeroStageEnum, name)
+
+    safe = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address, (member, "builtins.getattr")]
     variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(variable)
     os.environ[variable] = "1"
     try:
-        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
+        with torch.serialization.safe_globals(safe):
             yield
     finally:
         os.environ.pop(variable)

@@ -214,3 +214,29 @@ def test_weights_only_is_forced_and_given_back(monkeypatch):
         assert os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
     assert "deepspeed" in sys.modules
+
+
+class Getattr:
+    """Pickled as `getattr(kind, name)`."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.arguments = arguments
+
+    def __reduce__(self) -> tuple:
+        return getattr, self.arguments
+
+
+def test_a_stage_as_other_versions_of_python_write_it(tmp_path):
+    """Python 3.11.2 has getattr in a checkpoint; of anything else it is refused, as all code is."""
+    import pickle
+
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    path = tmp_path / "file.pt"
+    torch.save({"zero_stage": Getattr(ZeroStageEnum, "gradients")}, path)
+    with restore.weights_only():
+        assert torch.load(path) == {"zero_stage": ZeroStageEnum.gradients}
+        for arguments in ((ZeroStageEnum, "__class__"), (torch.Tensor, "numpy")):
+            torch.save(Getattr(*arguments), path)
+            with pytest.raises(pickle.UnpicklingError):
+                torch.load(path)
